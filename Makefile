@@ -1,0 +1,35 @@
+# PrefixCap: `make demo` shows the whole trade, `make test` runs the tests. Both set up .venv first (about three minutes, once).
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test test-slow bench lint clean
+
+setup: $(READY)
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python %d.%d found, 3.11 or later needed: make PYTHON=python3.11" % sys.version_info[:2])'
+	@echo "setting up .venv from requirements.txt (about three minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/python -m demo.run
+
+test: $(READY)
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)
+	@$(BIN)/python -m pytest -m slow
+
+bench: $(READY)
+	@$(BIN)/python -m benchmarks.run
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+
+clean:
+	rm -rf .venv data/demo .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
