@@ -1,0 +1,292 @@
+"""Images → one feature file: each image encoded once, in batches, going on where a killed run stopped.
+
+A parse script turns its data set into Records, hands them here with an encoder, and is done:
+
+    add_options(parser)                            the options every parse script has
+    check_images(records, max_skipped)             are the pictures there? (before minutes of loading weights)
+    extract(records, encoder, out, **extract_options(args), source=…, split=…)
+
+While it runs, finished batches are kept as pieces in the folder {out}.pieces; the same command run again goes on from them. Batches
+are cut by record, so the result has the same bytes however often it was interrupted and whatever the number of workers.
+An image that cannot be read is skipped, counted, and listed in {out}.skipped.csv. Letters: B batch, D width.
+"""
+
+import argparse
+import collections
+import csv
+import math
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from common import UserError, replace_file
+
+from .pieces import Pieces, fingerprint
+from .store import save_features
+
+# image_id: str or int; image: path or the bytes of a file; captions: dicts with at least "caption", whose other keys are kept.
+Record = collections.namedtuple("Record", "image_id image captions")
+
+LEAST_ALLOWED = 10  # bad images that never stop a job, when the limit is given as a share
+SKIPPED_COLUMNS = ("image_id", "path", "reason")
+
+
+def add_options(parser):
+    """Add the options all parse scripts have. Defaults of None: --out is the script's to choose, --num_workers goes by the machine."""
+    group = parser.add_argument_group("features")
+    group.add_argument("--clip_model_type", default="ViT-B/32", metavar="NAME",
+                       help="encoder: RN50 RN101 RN50x4 RN50x16 RN50x64 ViT-B/32 ViT-B/16 ViT-L/14 ViT-L/14@336px, "
+                            "tinyvit, or the path of a CLIP weight file (default ViT-B/32)")  # fmt: skip
+    group.add_argument("--out", type=Path, metavar="FILE", help="feature file to write (.pkl)")
+    group.add_argument("--device", default="auto", help="cpu, cuda, mps or auto (default auto)")
+    group.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="for the encoder (default no)")
+    group.add_argument("--batch_size", type=whole_number_from_1, default=64, metavar="N", help="images encoded together (default 64)")
+    group.add_argument("--num_workers", type=whole_number, metavar="N", help="processes that read pictures; 0: none (default by cores)")
+    group.add_argument("--max_skipped", type=number_or_share, default="1%", metavar="N|X%",
+                       help="stop when more images cannot be read: a number, or a share, which always allows 10 (default 1%%)")  # fmt: skip
+    group.add_argument("--save_seconds", type=float, default=15, metavar="S", help="work lost at most when killed, in seconds (default 15)")
+
+
+def extract_options(args):
+    """What add_options read, as keyword arguments of extract."""
+    return {name: getattr(args, name) for name in ("batch_size", "num_workers", "max_skipped", "save_seconds")}
+
+
+def merge_records(records):
+    """One Record an image, in order of first appearance; captions that are empty or blank left out.
+
+    → records, blank captions dropped, images dropped because no caption was left
+    Raises UserError when one image_id stands for two pictures.
+    """
+    images, captions = {}, {}
+    for record in records:
+        key = str(record.image_id)
+        first = images.setdefault(key, record)
+        if first.image != record.image:
+            raise UserError(f"image_id {key} stands for two pictures, {_shown(first)} and {_shown(record)}. Give each picture its own id.")
+        captions.setdefault(key, []).extend(record.captions)
+    kept = {key: [caption for caption in every if caption["caption"].strip()] for key, every in captions.items()}
+    blank = sum(len(captions[key]) - len(kept[key]) for key in captions)
+    merged = [record._replace(captions=kept[key]) for key, record in images.items() if kept[key]]
+    return merged, blank, len(images) - len(merged)
+
+
+def check_images(records, max_skipped="1%"):
+    """Raise UserError when there are no records, no pictures, or more of them missing than may be skipped."""
+    if not records:
+        raise UserError("no image with a caption in this data set: nothing to encode. Check the annotations.")
+    missing = [record for record in records if _is_path(record.image) and not os.path.isfile(record.image)]
+    if len(missing) > min(_allowed(max_skipped, len(records)), len(records) - 1):
+        raise UserError(
+            f"images are not where they should be: found {len(records) - len(missing)} of {len(records)}; "
+            f"{_shown(missing[0])}, for example, is missing. Put them there, or say where they are."
+        )
+
+
+def extract(records, encoder, out, *, source, split=None, batch_size=64, num_workers=None, max_skipped="1%", save_seconds=15):
+    """Encode the records' images and write the feature file `out`. → its meta, with the counts.
+
+    records: Records, several of one image allowed; encoder: has name, width, device, preprocess, preprocessing, encode and digest;
+    source, split: where the data is from, for the meta; max_skipped: a number, or a share such as "1%" that always allows 10;
+    save_seconds: seconds of work between two pieces.
+    Raises UserError when `out` cannot be written, when images are missing, or when too many cannot be read (then the list of them is
+    written, the feature file is not).
+    """
+    import torch
+
+    out = Path(out)
+    _check_writable(out)
+    records, blank, captionless = merge_records(records)
+    check_images(records, max_skipped)
+    allowed = _allowed(max_skipped, len(records))
+    pieces = Pieces(out.with_name(out.name + ".pieces"), fingerprint(records, encoder, batch_size))
+    started, already = time.monotonic(), pieces.images
+    try:
+        _encode_into(pieces, records, encoder, batch_size, num_workers, allowed, save_seconds)
+    except KeyboardInterrupt:
+        pieces.write()
+        print(f"stopped: {pieces.images} of {len(records)} images are kept in {pieces.folder}; run again to go on.", file=sys.stderr)
+        raise SystemExit(130) from None
+    seconds = max(time.monotonic() - started, 1e-6)
+    rows, numbers, skipped = pieces.read_all()
+    _write_skipped(out, records, skipped)
+    if len(skipped) > allowed or not len(numbers):
+        raise UserError(_too_many(out, records, skipped, allowed))
+    kept = [records[number] for number in numbers]
+    captions = [_caption_row(record, caption, row) for row, record in enumerate(kept) for caption in record.captions]
+    for number, caption in enumerate(captions):
+        caption.setdefault("id", number)
+    counts = {"skipped": len(skipped), "blank_captions": blank, "images_without_caption": captionless}
+    meta = {
+        "encoder": encoder.name,
+        "normalized": False,
+        "preprocessing": encoder.preprocessing,
+        "mixed_precision": getattr(encoder, "mixed_precision", "no"),
+        "source": str(source),
+        "split": split,
+        **counts,
+    }
+    save_features(out, torch.from_numpy(rows), captions, meta)
+    pieces.remove()
+    notes = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
+    if skipped:
+        notes.append(f"see {_skipped_file(out)}")
+    speed = (len(records) - already) / seconds
+    print(
+        f"{len(numbers)} images, {len(captions)} captions → {out} ({encoder.width} wide, {encoder.name}, {speed:.1f} images/s"
+        f"{''.join('; ' + note for note in notes)})",
+        flush=True,
+    )
+    return {**meta, "width": encoder.width, "images": len(numbers), "captions": len(captions)}
+
+
+def _check_writable(out):
+    """Raise UserError, before any work, when `out` is a folder or its folder cannot be made or written."""
+    folder = out.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        found = f"{out} is a folder" if out.is_dir() else f"{folder} is not a folder that can be written"
+        raise UserError(f"cannot write {out}: {found}. Give another --out, a file name (.pkl) in a folder you may write.")
+
+
+def _encode_into(pieces, records, encoder, batch_size, num_workers, allowed, save_seconds):
+    """Encode what `pieces` does not hold yet, batch by batch; stops early when more than `allowed` cannot be read."""
+    import torch
+    from tqdm import tqdm
+
+    batches = [range(start, min(start + batch_size, len(records))) for start in range(0, len(records), batch_size)]
+    loader = _loader(records, batches[pieces.batches :], encoder, batch_size, num_workers)
+    skipped = pieces.skipped
+    with tqdm(total=len(records), initial=pieces.images, unit=" images", disable=None, dynamic_ncols=True) as bar:
+        for numbers, batch, unread in loader:
+            rows = None
+            if numbers:
+                rows = encoder.encode(torch.as_tensor(batch)).cpu().numpy()  # [B, D]
+            pieces.add(numbers, rows, unread, save_seconds)
+            bar.update(len(numbers) + len(unread))
+            skipped += len(unread)
+            if skipped > allowed:
+                return
+
+
+class _Pictures:
+    """What a loader worker sees: number → (number, preprocessed picture or None, reason it cannot be read or None)."""
+
+    def __init__(self, records, preprocess):
+        self.images = [record.image for record in records]
+        self.preprocess = preprocess
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, number):
+        try:
+            return number, self.preprocess(self.images[number]), None
+        except (ValueError, OSError) as error:
+            return number, None, str(error)
+
+
+def _stack(items):
+    """Items of a batch → numbers read, tensor [B, …] or None, [(number, reason)] of the rest."""
+    import torch
+
+    good = [(number, tensor) for number, tensor, _ in items if tensor is not None]
+    unread = [(number, reason) for number, tensor, reason in items if tensor is None]
+    return [number for number, _ in good], torch.stack([tensor for _, tensor in good]) if good else None, unread
+
+
+def _stack_without_shared_memory(items):
+    numbers, batch, unread = _stack(items)
+    return numbers, batch if batch is None else batch.numpy(), unread  # an array goes through a pipe, a tensor through /dev/shm
+
+
+def _loader(records, batches, encoder, batch_size, num_workers):
+    """A loader over the given batches of record numbers, in order; its workers read and preprocess, and hold no weights."""
+    from torch.utils.data import DataLoader
+
+    on_gpu = encoder.device.type == "cuda"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if num_workers is None:
+        # A GPU waits for pictures; a CPU encodes several times slower than one core reads them.
+        num_workers = min(16, cores) if on_gpu else 1 + cores // 4
+    num_workers = min(num_workers, len(batches))
+    shared_memory = Path("/dev/shm")
+    most_bytes = num_workers * 3 * batch_size * 2_000_000  # three batches a worker, pictures of up to 400 x 400 float32
+    scarce = shared_memory.is_dir() and shutil.disk_usage(shared_memory).free < most_bytes  # 64 MB in most containers
+    return DataLoader(
+        _Pictures(records, encoder.preprocess),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_stack_without_shared_memory if scarce else _stack,
+        pin_memory=on_gpu and not scarce,
+    )
+
+
+def _caption_row(record, caption, row):
+    """A row of the feature file's captions: image_id and caption first, the caller's other keys, the number of its embedding."""
+    named = {"file_name": os.path.basename(record.image)} if _is_path(record.image) else {}
+    return {"image_id": record.image_id, **named, **caption, "clip_embedding": row}
+
+
+def _write_skipped(out, records, skipped):
+    """List the images that were skipped; no such file when there are none."""
+    path = _skipped_file(out)
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return
+    with replace_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(SKIPPED_COLUMNS)
+        for number, reason in skipped:
+            record = records[number]
+            writer.writerow((record.image_id, str(record.image) if _is_path(record.image) else "", reason))
+
+
+def _too_many(out, records, skipped, allowed):
+    number, reason = skipped[0]
+    return (
+        f"{len(skipped)} of {len(records)} images could not be read, at most {min(allowed, len(records) - 1)} may be skipped; "
+        f"the first is {_shown(records[number])}: {reason}. "
+        f"All are listed in {_skipped_file(out)}: mend or remove them, or raise --max_skipped."
+    )
+
+
+def _skipped_file(out):
+    return out.with_name(out.name + ".skipped.csv")
+
+
+def _allowed(max_skipped, images):
+    """How many of `images` may be skipped: a number as it is, a share of them but at least 10."""
+    max_skipped = number_or_share(max_skipped)
+    return max_skipped if isinstance(max_skipped, int) else max(LEAST_ALLOWED, math.ceil(max_skipped * images))
+
+
+def number_or_share(text):
+    """ "50" → 50; "1%" or "0.01" → the share 0.01."""
+    text = str(text).strip()
+    value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of images or a share of them")
+    return value if text.endswith("%") or value % 1 else int(value)
+
+
+def whole_number_from_1(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
+    return value
+
+
+def whole_number(text):
+    return whole_number_from_1(text) if int(text) else 0
+
+
+def _is_path(image):
+    return isinstance(image, (str, os.PathLike))
+
+
+def _shown(record):
+    return str(record.image) if _is_path(record.image) else f"the picture of image_id {record.image_id}"

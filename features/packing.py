@@ -1,0 +1,180 @@
+"""Captions tokenised once, drawn into batches, and packed around the prefix they share.
+
+A row of a packed batch is made of blocks, one an image: P prefix slots, then the image's captions one after the other. A caption
+attends to the prefix and itself; its positions start again at P. The last token of a caption is predicted, never read, and has
+no slot. Loss and gradients equal those of one padded row per caption.
+
+C captions, N images, P prefix_length; R rows of L slots, I images and T predicted tokens in a batch.
+"""
+
+import dataclasses
+import heapq
+
+import numpy as np
+
+SAMPLINGS = ("images", "captions")
+BLOCKS_A_ROW = (1, 2, 3, 4, 5, 6, 8, 10)  # tried for every batch; what leaves the least padding is taken
+# In a GPT-2 layer of width E, attention over a row of L slots costs L / 6E of what the matrix products cost: here for E = 768.
+ATTENTION_SLOTS = 6 * 768
+
+
+@dataclasses.dataclass
+class Tokens:
+    """All captions of a data set as one flat array: caption c is ids[offsets[c] : offsets[c + 1]]."""
+
+    ids: np.ndarray  # int32, flat
+    offsets: np.ndarray  # int64 [C + 1]
+    cut: int = 0  # how many captions were longer than allowed and lost their end
+
+    def __len__(self):
+        return len(self.offsets) - 1
+
+    def __getitem__(self, caption):
+        return self.ids[self.offsets[caption] : self.offsets[caption + 1]]
+
+    @property
+    def lengths(self):
+        """Tokens of each caption: int64 [C]."""
+        return np.diff(self.offsets)
+
+
+def tokenize_captions(texts, tokenizer, end_token_id=None, max_tokens=None):
+    """Tokenise captions into one flat array, each ended by `end_token_id` when one is given.
+
+    max_tokens: longest caption kept whole, the end token included; a longer one loses its end (but not its end token) and is counted.
+    """
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    end = [] if end_token_id is None else [end_token_id]
+    room = None if max_tokens is None else max_tokens - len(end)
+    cut = 0 if room is None else sum(len(ids) > room for ids in encoded)
+    encoded = [ids[:room] + end for ids in encoded]
+    offsets = np.zeros(len(encoded) + 1, np.int64)
+    np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
+    flat = np.fromiter((token for ids in encoded for token in ids), np.int32, count=offsets[-1])
+    return Tokens(flat, offsets, cut)
+
+
+def published_length(lengths):
+    """The length to which the published code cuts every caption: min(mean + 10 standard deviations, longest), in tokens."""
+    deviation = lengths.std(ddof=1) if len(lengths) > 1 else 0.0
+    return min(int(lengths.mean() + 10 * deviation), int(lengths.max()))
+
+
+def cut_captions(tokens, max_tokens):
+    """Cut every caption after `max_tokens` tokens → Tokens."""
+    lengths = np.minimum(tokens.lengths, max_tokens)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Tokens(tokens.ids[_ranges(tokens.offsets[:-1], lengths)], offsets, tokens.cut + int((tokens.lengths > max_tokens).sum()))
+
+
+def plan_epoch(caption_rows, bs, sampling="images", seed=0, epoch=0, drop_last=False):
+    """Draw the batches of one epoch → list of int64 arrays of caption numbers, `bs` captions each (the last one maybe fewer).
+
+    caption_rows: int [C], the image row of each caption.
+    sampling: "captions" shuffles captions one by one, as published; "images" shuffles images and keeps an image's captions
+    together (an image is split only where a batch ends). The draw depends on seed and epoch alone.
+    """
+    caption_rows = np.asarray(caption_rows)
+    draw = np.random.default_rng([seed, epoch])
+    if sampling == "captions":
+        order = draw.permutation(len(caption_rows))
+    elif sampling == "images":
+        place = np.empty(caption_rows.max() + 1, np.int64)
+        images = np.unique(caption_rows)
+        place[images] = draw.permutation(len(images))
+        order = np.argsort(place[caption_rows], kind="stable")
+    else:
+        raise ValueError(f"sampling is {sampling!r}; expected one of {', '.join(SAMPLINGS)}")
+    batches = [order[start : start + bs] for start in range(0, len(order), bs)]
+    return batches[:-1] if drop_last and len(batches[-1]) < bs else batches
+
+
+@dataclasses.dataclass
+class PackedBatch:
+    """One batch, laid out in rows. All tensors but clip_embedding are int64 and come from pack_captions."""
+
+    image_rows: object  # [I] rows of the feature file, one a block
+    input_ids: object  # [R, L]; 0 where there is no caption token
+    position_ids: object  # [R, L]
+    block_ids: object  # [R, L]; 0 is padding, blocks count from 1
+    caption_ids: object  # [R, L]; 0 is prefix (or padding), captions count from 1
+    prefix_slots: object  # [I · P] slots (r · L + l) that take the prefixes, in the order of image_rows
+    predict_slots: object  # [T] slots whose output predicts
+    labels: object  # [T] the tokens predicted there
+    clip_embedding: object = None  # [I, D] float, filled in by the caller: embeddings[image_rows]
+
+    def to(self, device):
+        """The same batch with every tensor on `device`."""
+        return PackedBatch(*(None if t is None else t.to(device, non_blocking=True) for t in vars(self).values()))
+
+
+def pack_captions(caption_numbers, tokens, caption_rows, prefix_length, ignore_index=None, blocks_a_row=BLOCKS_A_ROW):
+    """Lay captions out in rows around the prefixes they share → PackedBatch.
+
+    caption_numbers: int [n]; tokens: Tokens of the whole set; caption_rows: int [C] image row of each caption.
+    ignore_index: a token that is read but never predicted (the published code ignores 0, which is "!").
+    """
+    import torch
+
+    caption_numbers = np.asarray(caption_numbers)
+    image_rows, block_of = np.unique(np.asarray(caption_rows)[caption_numbers], return_inverse=True)
+    by_block = np.argsort(block_of, kind="stable")
+    caption_numbers, block_of = caption_numbers[by_block], block_of[by_block]
+    lengths = tokens.lengths[caption_numbers]
+    reads = np.maximum(lengths - 1, 0)  # slots a caption takes: its last token is only predicted
+
+    # Where each caption starts inside its block, and how long each block is.
+    before = np.cumsum(reads) - reads
+    first_of_block = np.searchsorted(block_of, np.arange(len(image_rows)))
+    caption_start = prefix_length + before - before[first_of_block][block_of]
+    block_length = prefix_length + np.bincount(block_of, reads, len(image_rows)).astype(np.int64)
+
+    layouts = [_fill_rows(block_length, -(-len(image_rows) // blocks)) for blocks in blocks_a_row]
+    row_of_block, start_of_block, rows, slots = min(layouts, key=lambda layout: _row_cost(*layout[2:]))
+    block_slot = row_of_block * slots + start_of_block  # the first slot of each block
+    caption_slot = block_slot[block_of] + caption_start
+
+    input_ids, position_ids, block_ids, caption_ids = np.zeros((4, rows * slots), np.int64)
+    prefix_slots = _ranges(block_slot, np.full(len(image_rows), prefix_length))
+    position_ids[prefix_slots] = np.tile(np.arange(prefix_length), len(image_rows))
+    block_ids[_ranges(block_slot, block_length)] = np.repeat(np.arange(1, len(image_rows) + 1), block_length)
+    read_slots = _ranges(caption_slot, reads)
+    input_ids[read_slots] = tokens.ids[_ranges(tokens.offsets[caption_numbers], reads)]
+    position_ids[read_slots] = prefix_length + _ranges(np.zeros_like(reads), reads)
+    caption_ids[read_slots] = np.repeat(np.arange(1, len(caption_numbers) + 1), reads)
+
+    # The last prefix slot predicts a caption's first token, each caption slot the token after its own.
+    predict_slots = _ranges(caption_slot - 1, lengths)
+    first = np.cumsum(lengths) - lengths
+    predict_slots[first[lengths > 0]] = (block_slot[block_of] + prefix_length - 1)[lengths > 0]
+    labels = tokens.ids[_ranges(tokens.offsets[caption_numbers], lengths)].astype(np.int64)
+    if ignore_index is not None:
+        kept = labels != ignore_index
+        predict_slots, labels = predict_slots[kept], labels[kept]
+
+    grid = (array.reshape(rows, slots) for array in (input_ids, position_ids, block_ids, caption_ids))
+    return PackedBatch(*(torch.from_numpy(array) for array in (image_rows, *grid, prefix_slots, predict_slots, labels)))
+
+
+def _row_cost(rows, slots):
+    """What a batch of this shape costs, in slots of a short row."""
+    return rows * slots * (1 + slots / ATTENTION_SLOTS)
+
+
+def _fill_rows(block_length, rows):
+    """Deal blocks out to `rows` rows, longest first, each to the emptiest row → (row, start) of each block, rows, slots a row."""
+    row_of_block = np.zeros(len(block_length), np.int64)
+    start_of_block = np.zeros(len(block_length), np.int64)
+    filled = [(0, row) for row in range(rows)]  # a heap of (slots taken, row)
+    for block in np.argsort(-block_length, kind="stable"):
+        taken, row = filled[0]
+        row_of_block[block], start_of_block[block] = row, taken
+        heapq.heapreplace(filled, (taken + int(block_length[block]), row))
+    return row_of_block, start_of_block, rows, max(taken for taken, _ in filled)
+
+
+def _ranges(starts, lengths):
+    """Concatenate arange(start, start + length) over all pairs → int64, flat."""
+    lengths = np.asarray(lengths, np.int64)
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(np.asarray(starts, np.int64) - (ends - lengths), lengths)

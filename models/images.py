@@ -1,0 +1,180 @@
+"""Any picture file → an upright 8-bit RGB picture, or UnreadableImage with the reason.
+
+Ordinary pictures are read by PIL and turned into RGB as CLIP's own preprocessing does: transparency is dropped, not blended, so that
+features agree with everybody else's. What PIL would clip or round (16-bit colour, float, 32-bit) is scaled here:
+
+    unsigned 16-bit                 value / 257, rounded; wider integers count as 16-bit where all values fit
+    float within 0 … 1              value x 255, rounded
+    any other float or integer      stretched, smallest value to 0 and largest to 255; NaN and infinities become 0
+
+Suffixes are ignored: the content says what a file is. Of an animation the first frame is taken. EPS is not opened: it is a program.
+"""
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+# Ordinary formats first: PIL loads its rarer readers only when it comes to them.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "DIB")
+TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # one channel, more than 8 bits: PIL holds the true values
+ORIENTATION = 274  # the tag's number in EXIF and in TIFF
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What readers raise on damaged files.
+DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, TypeError, AttributeError, AssertionError,
+    RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+
+
+class UnreadableImage(ValueError):
+    """A picture that cannot be read. The message is the reason, without the path."""
+
+
+def read_image(source):
+    """Read a picture: a path, the bytes of a file, or a PIL picture → PIL picture, RGB, upright.
+
+    Raises UnreadableImage for a missing or empty file, one that is no picture or is damaged, and one with more pixels than
+    PIL thinks safe (Image.MAX_IMAGE_PIXELS, about 89 million: a decompression bomb).
+    """
+    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
+        raise TypeError(f"a picture is a path, bytes or a PIL picture, not a {type(source).__name__}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd EXIF and the like: no news among a hundred thousand pictures
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            if isinstance(source, Image.Image):
+                return _upright_rgb(source)
+            data = Path(source).read_bytes() if isinstance(source, (str, os.PathLike)) else bytes(source)
+            if not data:
+                raise UnreadableImage("empty: zero bytes")
+            return _decode(data)
+        except UnreadableImage:
+            raise
+        except FileNotFoundError as error:
+            raise UnreadableImage("no such file") from error
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise UnreadableImage(f"too many pixels: more than {Image.MAX_IMAGE_PIXELS}, as in a decompression bomb") from error
+        except Image.UnidentifiedImageError as error:
+            raise UnreadableImage("not a picture in a known format") from error
+        except DAMAGED as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise UnreadableImage(f"cannot be read: {' '.join(reason.split())}") from error
+
+
+def _decode(data):
+    """The bytes of a picture file → upright RGB. Raises whatever its reader raises."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        if data[:4] in TIFF_BEGINNINGS:  # float colour, 64-bit float and others unknown to PIL
+            return _read_tiff(data)
+        raise
+    if image.format == "PNG" and data[24] == 16 and image.mode not in DEEP_MODES:
+        return _turn(_read_colour_png(data), _orientation(image))
+    if image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8 and image.mode not in DEEP_MODES:
+        try:
+            return _read_tiff(data)
+        except ValueError:
+            pass  # a compression that needs PIL's reader, which keeps the high byte: right to one level in 255
+    return _upright_rgb(image)
+
+
+def _upright_rgb(image):
+    """A PIL picture in any mode → RGB, turned as its EXIF orientation says."""
+    white_is_zero = image.format == "TIFF" and image.mode in DEEP_MODES and image.tag_v2.get(262) == 0
+    image.load()
+    orientation = _orientation(image)
+    if image.mode in DEEP_MODES:
+        image = _from_array(np.asarray(image), inverted=white_is_zero)
+    elif image.mode in ("P", "PA"):
+        image = image.convert("RGBA").convert("RGB")
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    return _turn(image, orientation)
+
+
+def _orientation(image):
+    """The EXIF orientation of a PIL picture, 1 … 8; 1 where there is none or it cannot be read."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except DAMAGED:
+        return 1  # damaged EXIF does not make a picture unreadable
+
+
+def _turn(image, orientation):
+    method = UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _read_colour_png(data):
+    """A PNG with 16 bits a channel and several channels, of which PIL keeps the high byte only → RGB, not yet turned."""
+    import torch
+    from torchvision.io import decode_png
+
+    pixels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8))  # [C, H, W] uint16
+    return _from_array(pixels.permute(1, 2, 0).numpy())
+
+
+def _read_tiff(data):
+    """The first page of a TIFF, through scikit-image's own TIFF reader → upright RGB."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages[0]
+        if page.imagewidth * page.imagelength > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError
+        pixels, axes = page.asarray(), page.axes
+        tag = page.tags.get(ORIENTATION)
+        inverted, subtractive = page.photometric == 0, page.photometric == 5
+    if axes not in ("YX", "YXS", "SYX"):
+        raise UnreadableImage(f"a TIFF with axes {axes}, expected rows, columns and channels")
+    if axes == "SYX":
+        pixels = np.moveaxis(pixels, 0, 2)  # [H, W, C]
+    return _turn(_from_array(pixels, inverted, subtractive), tag.value if tag else 1)
+
+
+def _from_array(pixels, inverted=False, subtractive=False):
+    """Numbers of any type, [H, W] or [H, W, C], → RGB. inverted: 0 is white; subtractive: the channels are CMYK."""
+    pixels = _to_eight_bits(pixels)
+    if inverted:
+        pixels = 255 - pixels
+    if pixels.ndim == 3 and pixels.shape[2] < 3:
+        pixels = pixels[:, :, 0]  # grey, or grey with alpha
+    if subtractive and pixels.ndim == 3 and pixels.shape[2] >= 4:
+        return Image.fromarray(np.ascontiguousarray(pixels[:, :, :4]), mode="CMYK").convert("RGB")
+    return Image.fromarray(np.ascontiguousarray(pixels[:, :, :3] if pixels.ndim == 3 else pixels)).convert("RGB")
+
+
+def _to_eight_bits(pixels):
+    """Scale numbers of any type to uint8 by the rules at the top of this file."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.kind not in "biuf":
+        raise UnreadableImage(f"pixels of type {pixels.dtype}, expected integers or floats")
+    values = pixels.astype(np.float64)
+    finite = np.isfinite(values)
+    if not finite.all():
+        values = np.where(finite, values, 0)
+    low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0, 0)
+    if pixels.dtype.kind in "bf" and low >= 0 and high <= 1:
+        scaled = values * 255
+    elif pixels.dtype.kind in "iu" and pixels.dtype.itemsize > 1 and low >= 0 and high <= 65535:
+        scaled = values / 257
+    else:
+        scaled = (values - low) / max(high - low, np.finfo(np.float64).tiny) * 255
+    return np.rint(np.where(finite, scaled, 0)).clip(0, 255).astype(np.uint8)
