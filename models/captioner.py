@@ -1,0 +1,125 @@
+"""The captioner: a mapper (`clip_project`) in front of a causal language model (`gpt`).
+
+B images, D embedding width, P prefix_length, E language-model width, V vocabulary; R rows of L slots and T predicted tokens in a
+packed batch (features/packing.py).
+"""
+
+import dataclasses
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .mappers import build_mapper
+
+TUNINGS = ("full", "mapper")
+
+
+@dataclasses.dataclass
+class CaptionConfig:
+    """Everything that rebuilds a captioner and its input."""
+
+    encoder: str | None  # name of the image encoder ("ViT-B/32"); None when a feature file did not say
+    clip_width: int  # D
+    prefix_length: int = 10  # P, tokens
+    clip_length: int = 10  # K, tokens; the transformer mapper's only
+    mapping_type: str = "mlp"
+    num_layers: int = 8
+    normalize_prefix: bool = False  # divide each embedding by its L2 norm
+    gpt2_type: str = "gpt2"
+    gpt_config: dict | None = None  # the language model's own config, so that a full checkpoint needs no look-up
+    stop_token: str | None = None  # text; None means the tokenizer's end-of-text token
+    tune: str = "full"  # what of the language model is trained: "full", or "mapper" (nothing)
+
+
+class ClipCaptionModel(nn.Module):
+    """A mapper and a language model; parameters carry the published names (`clip_project.*`, `gpt.*`).
+
+    config: CaptionConfig; gpt: a transformers causal language model; tokenizer: its tokenizer.
+    Raises ValueError when the mapper cannot be built (see build_mapper).
+    """
+
+    def __init__(self, config, gpt, tokenizer=None):
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.gpt = gpt
+        width = gpt.get_input_embeddings().weight.shape[1]
+        self.clip_project = build_mapper(
+            config.mapping_type, config.clip_width, width, config.prefix_length, config.clip_length, config.num_layers
+        )
+        if config.tune == "mapper":
+            self.gpt.requires_grad_(False)
+
+    def train(self, mode=True):
+        """Switch to training; a frozen language model stays in eval mode, without dropout."""
+        super().train(mode)
+        if self.config.tune == "mapper":
+            self.gpt.eval()
+        return self
+
+    @property
+    def clip_device(self):
+        """The device embeddings go to."""
+        return next(self.clip_project.parameters()).device
+
+    @property
+    def stop_token_id(self):
+        """The token at which a caption ends: the config's stop_token, else the tokenizer's end-of-text."""
+        return stop_token_id(self.tokenizer, self.config.stop_token)
+
+    def encode_prefix(self, clip_embedding):
+        """Map embeddings to prefixes, normalising first when the config says so.
+
+        clip_embedding: [B, D], any float dtype → [B, P, E] in the mapper's dtype.
+        """
+        clip_embedding = clip_embedding.to(next(self.clip_project.parameters()).dtype)
+        if self.config.normalize_prefix:
+            clip_embedding = clip_embedding / clip_embedding.norm(2, dim=-1, keepdim=True)
+        return self.clip_project(clip_embedding).view(len(clip_embedding), self.config.prefix_length, -1)
+
+    def forward(self, batch):
+        """Sum of the cross-entropies of all predicted tokens of a packed batch, in nats: a float32 scalar.
+
+        batch: features.packing.PackedBatch with its clip_embedding [I, D] filled in.
+        """
+        prefix = self.encode_prefix(batch.clip_embedding)  # [I, P, E]
+        embeds = self.gpt.get_input_embeddings()(batch.input_ids)  # [R, L, E]
+        rows, length, width = embeds.shape
+        embeds = embeds.view(-1, width).index_copy(0, batch.prefix_slots, prefix.reshape(-1, width).to(embeds.dtype))
+        hidden = self.gpt.base_model(
+            inputs_embeds=embeds.view(rows, length, width),
+            attention_mask=packed_attention_mask(batch.block_ids, batch.caption_ids, embeds.dtype),
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        hidden = hidden.view(-1, width)[batch.predict_slots]  # [T, E]
+        logits = self.gpt.get_output_embeddings()(hidden)  # [T, V]
+        return F.cross_entropy(logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits, batch.labels, reduction="sum")
+
+
+def packed_attention_mask(block_ids, caption_ids, dtype):
+    """Additive mask of a packed batch: 0 where a slot may attend, the dtype's lowest number where not.
+
+    block_ids, caption_ids: [R, L] int → [R, 1, L, L]. A slot sees, causally, the prefix of its own block (caption 0) and its own
+    caption. Padding is a block of its own, so that no slot is left without anything to attend to. Additive because eager
+    attention in transformers 5 adds a boolean mask as if it were numbers.
+    """
+    same_block = block_ids[:, :, None] == block_ids[:, None, :]
+    seen = (caption_ids[:, None, :] == 0) | (caption_ids[:, :, None] == caption_ids[:, None, :])
+    allowed = (same_block & seen).tril()  # [R, L, L]
+    mask = torch.full(allowed.shape, torch.finfo(dtype).min, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(allowed, 0.0)[:, None]
+
+
+def stop_token_id(tokenizer, stop_token=None):
+    """The id of `stop_token` (text), or of the tokenizer's end-of-text token when it is None.
+
+    Raises ValueError when the text is not one token of the vocabulary.
+    """
+    if stop_token is None:
+        return tokenizer.eos_token_id
+    ids = tokenizer.encode(stop_token, add_special_tokens=False)
+    if len(ids) != 1:
+        raise ValueError(f"stop token {stop_token!r} is {len(ids)} tokens of this language model; expected one, such as '.'")
+    return ids[0]

@@ -1,0 +1,205 @@
+"""Checkpoints: bare state dicts under the published names, with a readable config beside them.
+
+`{prefix}-{epoch:03d}.pt`, `{prefix}_latest.pt`, `{prefix}_best.pt` hold weights, `{prefix}.json` everything that rebuilds the model and
+says how it was made. A frozen language model is left out unless asked for. A published file has no config: it is recognised from
+its names and shapes.
+"""
+
+import dataclasses
+import json
+import pickle
+import re
+from pathlib import Path
+
+import torch
+
+from common import UserError, replace_file
+
+from .captioner import CaptionConfig, ClipCaptionModel
+from .weights import find_weights, load_language_model, load_tokenizer
+
+# transformers once kept its causal mask and a constant as buffers of every GPT-2 layer, and wrote them into state dicts.
+OLD_BUFFERS = re.compile(r"gpt\.transformer\.h\.\d+\.attn\.(bias|masked_bias)$")
+RUN_SUFFIX = re.compile(r"(-\d{3,}|_latest|_best)$")
+# GPT-2's number of heads is not in its shapes; these widths settle it (distilgpt2 and gpt2, -medium, -large, -xl).
+GPT2_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25}
+GPT2_NAMES = {(768, 6): "distilgpt2", (768, 12): "gpt2", (1024, 24): "gpt2-medium", (1280, 36): "gpt2-large", (1600, 48): "gpt2-xl"}
+ENCODER_OF_WIDTH = {512: "ViT-B/32", 640: "RN50x4", 576: "tinyvit"}
+
+
+def config_path(checkpoint):
+    """Where the config of a checkpoint file stands: coco_prefix-009.pt → coco_prefix.json."""
+    checkpoint = Path(checkpoint)
+    return checkpoint.with_name(RUN_SUFFIX.sub("", checkpoint.stem) + ".json")
+
+
+def trained_state(model, full=False):
+    """The state dict a checkpoint holds: all of it, or only the mapper when the language model is frozen and `full` is false."""
+    state = model.state_dict()
+    if model.config.tune == "mapper" and not full:
+        state = {name: tensor for name, tensor in state.items() if name.startswith("clip_project.")}
+    return state
+
+
+def save_tensors(content, path):
+    """torch.save under a temporary name, then rename. Equal content gives equal bytes, whatever the file's name."""
+    with replace_file(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
+
+
+def save_checkpoint(model, path, full=False):
+    """Write a model's weights as a bare state dict. full: with the language model, even where it is frozen."""
+    save_tensors({name: tensor.detach().cpu() for name, tensor in trained_state(model, full).items()}, path)
+
+
+def save_config(config, made_by, path):
+    """Write `{prefix}.json`: "model" rebuilds the captioner; "made_by" says how it came to be (arguments, versions, seed, data)."""
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps({"model": dataclasses.asdict(config), "made_by": made_by}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(path):
+    """Read the "model" part of a `{prefix}.json` → CaptionConfig. Raises UserError when it is not one."""
+    try:
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))["model"]
+        return CaptionConfig(**fields)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is not a config this version reads ({reason}). Take the one train.py wrote.") from error
+
+
+def read_tensors(path):
+    """Read a file of tensors and plain containers; nothing in it is run. Raises UserError when it is missing, damaged or wants code."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}. Give the path of a .pt file, such as one that train.py wrote.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f"asks for {wanted.group(1)}" if wanted else "is damaged, or holds more than tensors"
+        raise UserError(f"{path} {found}; expected a state dict of tensors. Nothing in it was run.") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        reason = (str(error).splitlines() or ["ends early"])[0]
+        raise UserError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}). Copy or download it again.") from error
+
+
+def read_state_dict(path):
+    """Read a checkpoint's state dict, without the buffers of old transformers. Raises UserError when it is something else."""
+    state = read_tensors(path)
+    if not isinstance(state, dict) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise UserError(f"{path} is not a checkpoint: expected a state dict of tensors (names clip_project.* and gpt.*).")
+    return {name: tensor for name, tensor in state.items() if not OLD_BUFFERS.match(name)}
+
+
+def infer_config(state, path):
+    """Recognise a published state dict from its names and shapes → CaptionConfig.
+
+    Published weights stop at "." and take ViT-B/32 (512 wide) or RN50x4 (640) features; the 640-wide transformer was trained on
+    normalised ones. Raises UserError when the shapes fit none.
+    """
+    token_table = state.get("gpt.transformer.wte.weight")
+    if token_table is None:
+        raise UserError(
+            f"{path} has no config beside it ({config_path(path).name}) and no gpt.* weights to recognise it by. "
+            f"Put the .json that train.py wrote beside it, or train with --save_full."
+        )
+    width = token_table.shape[1]
+    layers = 1 + max(int(name.split(".")[3]) for name in state if name.startswith("gpt.transformer.h."))
+    if width not in GPT2_HEADS:
+        raise UserError(f"{path} holds a GPT-2 {width} wide, whose number of heads cannot be known. Put its .json config beside it.")
+    if "clip_project.prefix_const" in state:
+        clip_width = state["clip_project.linear.weight"].shape[1]
+        mapper = {
+            "mapping_type": "transformer",
+            "prefix_length": len(state["clip_project.prefix_const"]),
+            "clip_length": state["clip_project.linear.weight"].shape[0] // width,
+            "num_layers": len({name.split(".")[3] for name in state if name.startswith("clip_project.transformer.layers.")}),
+            "normalize_prefix": clip_width == 640,
+        }
+    elif "clip_project.model.2.weight" in state:
+        clip_width = state["clip_project.model.0.weight"].shape[1]
+        mapper = {"mapping_type": "mlp", "prefix_length": state["clip_project.model.2.weight"].shape[0] // width}
+    elif "clip_project.weight" in state:
+        clip_width = state["clip_project.weight"].shape[1]
+        mapper = {"mapping_type": "linear", "prefix_length": state["clip_project.weight"].shape[0] // width}
+    else:
+        raise UserError(f"{path} has no mapper this version knows; found {', '.join(sorted(state)[:3])}, …; expected clip_project.*.")
+    gpt_config = {
+        "model_type": "gpt2",
+        "n_embd": width,
+        "n_layer": layers,
+        "n_head": GPT2_HEADS[width],
+        "vocab_size": len(token_table),
+        "n_positions": len(state["gpt.transformer.wpe.weight"]),
+    }
+    return CaptionConfig(
+        encoder=ENCODER_OF_WIDTH.get(clip_width),
+        clip_width=clip_width,
+        gpt2_type=GPT2_NAMES.get((width, layers), "gpt2"),
+        gpt_config=gpt_config,
+        stop_token=".",
+        **mapper,
+    )
+
+
+def load_state(model, state, path):
+    """Load a state dict into a captioner; only a frozen language model may be absent from it.
+
+    Raises UserError listing every missing, unexpected and misshapen key.
+    """
+    head, table = state.get("gpt.lm_head.weight"), state.get("gpt.transformer.wte.weight")
+    if head is not None and table is not None and head.shape == table.shape and not torch.equal(head, table):
+        # An output layer trained apart from the token table would be overwritten by it while the two are tied.
+        model.gpt.config.tie_word_embeddings = False
+        model.gpt.lm_head.weight = torch.nn.Parameter(head.clone())
+    own = model.state_dict()
+    holds_gpt = any(name.startswith("gpt.") for name in state)
+    expected = {name for name in own if holds_gpt or not name.startswith("gpt.")}
+    if holds_gpt and "gpt.lm_head.weight" not in state and model.gpt.config.tie_word_embeddings:
+        expected.discard("gpt.lm_head.weight")
+    faults = [f"missing {name}" for name in sorted(expected - set(state))]
+    faults += [f"unexpected {name}" for name in sorted(set(state) - set(own))]
+    faults += [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in sorted(expected & set(state))
+        if state[name].shape != own[name].shape
+    ]
+    if faults:
+        raise UserError(f"{path} does not fit the model: {'; '.join(faults)}. Take the checkpoint's own config and options.")
+    model.load_state_dict(state, strict=False)
+
+
+def load_checkpoint(path, gpt2_type=None, device="cpu"):
+    """Build a captioner from a checkpoint file, ours or a published one → ClipCaptionModel in eval mode, with .config and .tokenizer.
+
+    path: a .pt file, or a name under data/weights/. gpt2_type: overrides where the language model's weights or tokenizer come from.
+    Raises UserError when the file cannot be read, is not recognised, or does not fit.
+    """
+    found = find_weights(str(path), f"{path}.pt")
+    path = found if found is not None and found.is_file() else Path(path)
+    state = read_state_dict(path)
+    beside = config_path(path)
+    config = read_config(beside) if beside.is_file() else infer_config(state, path)
+    if gpt2_type is not None:
+        config = dataclasses.replace(config, gpt2_type=gpt2_type)
+    tokenizer = load_tokenizer(config.gpt2_type)
+    if any(name.startswith("gpt.") for name in state) and config.gpt_config:
+        gpt = build_language_model(config.gpt_config)
+    else:
+        gpt = load_language_model(config.gpt2_type)
+    try:
+        model = ClipCaptionModel(config, gpt, tokenizer)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    load_state(model, state, path)
+    return model.to(device).eval()
+
+
+def build_language_model(gpt_config):
+    """Make a causal language model with random weights from its config as a dict."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = {name: value for name, value in gpt_config.items() if name not in ("model_type", "transformers_version", "dtype")}
+    config = AutoConfig.for_model(gpt_config["model_type"], **fields)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")

@@ -1,0 +1,124 @@
+"""Mappers: from one CLIP embedding to a prefix of the language model (arXiv:2111.09734, section 3.2).
+
+B batch, D width of the embedding, E width of the language model, P prefix_length, K clip_length. The names of modules and
+parameters are the published ones, so that published weights load without renaming.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+MAPPER_HEADS = 8  # as published; the number of heads cannot be read off the weights
+MAPPER_MLP_RATIO = 2.0  # as published
+
+
+class MLP(nn.Module):
+    """Linear → Tanh → Linear, with biases: D → E·P/2 → E·P.
+
+    clip_embedding: [B, D] → [B, E·P].
+    """
+
+    def __init__(self, clip_width, prefix_width):
+        super().__init__()
+        hidden = prefix_width // 2
+        self.model = nn.Sequential(nn.Linear(clip_width, hidden), nn.Tanh(), nn.Linear(hidden, prefix_width))
+
+    def forward(self, clip_embedding):
+        return self.model(clip_embedding)
+
+
+class MapperAttention(nn.Module):
+    """Multi-head self-attention; queries, keys and values without bias, the output projection with one."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.to_queries = nn.Linear(width, width, bias=False)
+        self.to_keys_values = nn.Linear(width, 2 * width, bias=False)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, x):
+        batch, length, width = x.shape
+        keys, values = self.to_keys_values(x).chunk(2, dim=-1)  # the first E outputs are the keys
+        queries, keys, values = (
+            t.view(batch, length, self.heads, width // self.heads).transpose(1, 2) for t in (self.to_queries(x), keys, values)
+        )  # each [B, heads, K + P, E / heads]
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        return self.project(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class MapperMLP(nn.Module):
+    """The feed-forward half of a mapper layer: E → 2E → E with ReLU."""
+
+    def __init__(self, width, hidden):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x):
+        return self.fc2(F.relu(self.fc1(x)))
+
+
+class MapperLayer(nn.Module):
+    """One pre-norm transformer block: no dropout, no positions."""
+
+    def __init__(self, width, heads, mlp_ratio):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = MapperAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = MapperMLP(width, int(width * mlp_ratio))
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class MapperLayers(nn.Module):
+    """The stack of layers, without a final norm (as published)."""
+
+    def __init__(self, width, heads, num_layers, mlp_ratio):
+        super().__init__()
+        self.layers = nn.ModuleList(MapperLayer(width, heads, mlp_ratio) for _ in range(num_layers))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class TransformerMapper(nn.Module):
+    """The embedding expanded to K vectors, P learned constants behind it, `num_layers` blocks; the last P outputs are the prefix.
+
+    clip_embedding: [B, D] → [B, P, E].
+    """
+
+    def __init__(self, clip_width, width, prefix_length, clip_length, num_layers):
+        super().__init__()
+        self.clip_length = clip_length
+        self.linear = nn.Linear(clip_width, clip_length * width)
+        self.prefix_const = nn.Parameter(torch.randn(prefix_length, width))
+        self.transformer = MapperLayers(width, MAPPER_HEADS, num_layers, MAPPER_MLP_RATIO)
+
+    def forward(self, clip_embedding):
+        batch = clip_embedding.shape[0]
+        clip_tokens = self.linear(clip_embedding).view(batch, self.clip_length, -1)  # [B, K, E]
+        constants = self.prefix_const.to(clip_tokens.dtype).expand(batch, -1, -1)  # [B, P, E]
+        mixed = self.transformer(torch.cat([clip_tokens, constants], dim=1))  # [B, K + P, E]
+        return mixed[:, self.clip_length :]  # [B, P, E]
+
+
+def build_mapper(mapping_type, clip_width, width, prefix_length, clip_length, num_layers):
+    """Make the mapper named by `mapping_type`: "mlp", "linear" (one Linear, as some older published weights) or "transformer".
+
+    Raises ValueError for another name, and when the transformer's width is not a multiple of its 8 heads.
+    """
+    if mapping_type == "mlp":
+        return MLP(clip_width, width * prefix_length)
+    if mapping_type == "linear":
+        return nn.Linear(clip_width, width * prefix_length)
+    if mapping_type == "transformer":
+        if width % MAPPER_HEADS:
+            raise ValueError(f"the transformer mapper has {MAPPER_HEADS} heads; the language model's width {width} is not a multiple of it")
+        return TransformerMapper(clip_width, width, prefix_length, clip_length, num_layers)
+    raise ValueError(f"mapping_type is {mapping_type!r}; expected mlp, linear or transformer")
