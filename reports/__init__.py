@@ -1,0 +1,1 @@
+"""What is read afterwards: metrics and plots."""

@@ -1,0 +1,61 @@
+"""Pictures of a run: loss and learning rate; photographs with their captions."""
+
+import math
+import textwrap
+
+from common import replace_file
+
+
+def _figure(**kwargs):
+    """A matplotlib figure that needs no display and leaves the user's pyplot alone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained", **kwargs)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure, path, dpi):
+    suffix = str(path).rpartition(".")[2].lower()
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format=suffix if suffix in ("png", "jpg", "jpeg", "pdf", "svg") else "png")
+
+
+def plot_training(lines, title, path):
+    """Draw loss (nats a token) and learning rate over optimiser steps.
+
+    lines: list of dicts with step, loss and lr; path: where the picture goes.
+    """
+    figure = _figure(figsize=(8, 4.5))
+    axes = figure.subplots()
+    steps = [line["step"] for line in lines]
+    mark = {"marker": "o", "markersize": 3} if len(lines) < 30 else {}
+    (loss,) = axes.plot(steps, [line["loss"] for line in lines], color="tab:blue", label="loss", **mark)
+    rate_axes = axes.twinx()
+    (rate,) = rate_axes.plot(steps, [line["lr"] for line in lines], color="tab:orange", linestyle="--", label="learning rate")
+    axes.set(xlabel="optimiser step", ylabel="loss (nats a token)", title=title)
+    axes.grid(alpha=0.3)
+    rate_axes.set_ylabel("learning rate")
+    rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    axes.legend(handles=[loss, rate], loc="upper right")
+    _save(figure, path, dpi=120)
+
+
+def plot_captions(images, captions, path, columns=4):
+    """Draw a grid of pictures, each with its caption(s) below.
+
+    images: list of PIL pictures; captions: list of lists of str, in the same order; path: where the grid goes.
+    """
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    texts = ["\n".join(textwrap.fill(" ".join(caption.split()).replace("$", r"\$"), 34) for caption in several) for several in captions]
+    lines = max(text.count("\n") + 1 for text in texts)
+    figure = _figure(figsize=(3.2 * columns, (3.2 + 0.2 * lines) * rows))
+    for axes, image, text in zip(figure.subplots(rows, columns, squeeze=False).flat, images, texts):
+        axes.imshow(image, interpolation="nearest" if max(image.size) < 160 else "antialiased")
+        axes.set_xlabel(text, fontsize=10)
+    for axes in figure.axes:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    _save(figure, path, dpi=110)
