@@ -1,0 +1,58 @@
+"""Fixtures every test file shares. Offline is set before anything imports a Hugging Face library."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+for folder in (str(ROOT / "tests"), str(ROOT)):
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
+@pytest.fixture(scope="session")
+def root():
+    """The repository's root folder."""
+    return ROOT
+
+
+@pytest.fixture
+def workdir(tmp_path, monkeypatch):
+    """An empty folder that is the working directory while the test runs."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder with real data (env PREFIXCAP_DATA, default ../shared/data); the test is skipped where there is none."""
+    folder = Path(os.environ.get("PREFIXCAP_DATA", ROOT.parent / "shared" / "data")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: set PREFIXCAP_DATA to the folder with the real data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """One torch thread for a module of tiny models: two threads only wait for each other there."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory):
+    """A folder with a random GPT-2 (64 wide, 2 layers) and its own byte-level BPE tokenizer."""
+    import tiny
+
+    return tiny.save_gpt2(tmp_path_factory.mktemp("language_models") / "gpt2")

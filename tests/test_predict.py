@@ -1,0 +1,167 @@
+"""predict.py as its users run it: pictures, folders and feature files in; screen, csv, json, jsonl and a picture out."""
+
+import csv
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import predict
+import tiny
+import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_gpt2):
+    """A folder with two small trained checkpoints, the CLIP weights they name, and six pictures."""
+    folder = tmp_path_factory.mktemp("trained")
+    tiny.save_clip(folder / "data/weights/ViT-B-32.pt", 512, "vit")
+    tiny.save_published_features(folder / "oscar_split_ViT-B_32_train.pkl", [[text] for text in tiny.CAPTIONS])
+    for number in range(6):
+        tiny.save_picture(folder / f"photos/photo {number}.jpg", number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for prefix, more in (("tuned", []), ("frozen", ["--only_prefix", "--mapping_type", "transformer", "--num_layers", "1"])):
+            words = ["--data", "oscar_split_ViT-B_32_train.pkl", "--out_dir", "out", "--prefix", prefix, "--gpt2_type", str(tiny_gpt2)]
+            words += ["--device", "cpu", "--epochs", "3", "--bs", "4", "--warmup_steps", "1", "--lr", "1e-3", "--prefix_length", "4", *more]
+            assert train.main(words) == 0
+    return folder
+
+
+@pytest.fixture
+def here(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    return trained
+
+
+def run(*words, code=0):
+    words = ["--device", "cpu", "--entry_length", "8", *map(str, words)]
+    if code:
+        with pytest.raises(SystemExit) as end:
+            predict.main(words)
+        assert end.value.code == code
+    else:
+        assert predict.main(words) == 0
+
+
+TUNED, FROZEN = "out/tuned-002.pt", "out/frozen-002.pt"
+
+
+def test_one_picture_needs_nothing_but_the_checkpoint(here, capsys):
+    run("--checkpoint", TUNED, "photos/photo 1.jpg")
+    name, caption = capsys.readouterr().out.splitlines()
+    assert name == "photos/photo 1.jpg" and caption.strip()
+    run("-C", TUNED, "-I", "photos/photo 1.jpg")
+    assert capsys.readouterr().out.splitlines() == [name, caption]
+
+
+def test_a_folder_gives_one_row_a_picture(here, capsys):
+    run("-C", TUNED, "photos", "--out", "captions.csv", "--num_captions", 3)
+    rows = list(csv.DictReader(open("captions.csv", encoding="utf-8")))
+    assert len(rows) == 18 and [row["rank"] for row in rows[:4]] == ["1", "2", "3", "1"]
+    scores = [float(row["score"]) for row in rows[:3]]
+    assert scores == sorted(scores, reverse=True) and all(score < 0 for score in scores)
+    assert rows[0]["caption"] in capsys.readouterr().out
+
+
+def test_the_coco_format_has_one_caption_an_image(here):
+    tiny.save_picture(here / "coco/COCO_val2014_000000391895.jpg", 1)
+    tiny.save_picture(here / "coco/000000000139.jpg", 2)
+    run("-C", TUNED, "coco", "--out", "results.json", "--num_captions", 2)
+    results = json.load(open("results.json"))
+    assert [result["image_id"] for result in results] == [139, 391895] and set(results[0]) == {"image_id", "caption"}
+
+
+def test_a_feature_file_is_captioned_row_by_row_whatever_the_batch(here):
+    for size in (1, 3, 32):
+        run("-C", TUNED, "--data", "oscar_split_ViT-B_32_train.pkl", "--out", f"out{size}.jsonl", "--batch_size", size)
+    lines = [open(f"out{size}.jsonl").read() for size in (1, 3, 32)]
+    texts = [[json.loads(line)["caption"] for line in text.splitlines()] for text in lines]
+    assert texts[0] == texts[1] == texts[2] and len(texts[0]) == len(tiny.CAPTIONS)
+    assert [json.loads(line)["image_id"] for line in lines[0].splitlines()] == [str(1000 + row) for row in range(len(tiny.CAPTIONS))]
+
+
+def test_sampling_does_not_depend_on_the_batch_size(here):
+    for size in (2, 8):
+        words = ["--decoding", "sample", "--temperature", "2", "--seed", "3", "--num_captions", "2"]
+        run("-C", TUNED, "--data", "oscar_split_ViT-B_32_train.pkl", "--out", f"sample{size}.csv", "--batch_size", size, *words)
+    first, second = ([row["caption"] for row in csv.DictReader(open(f"sample{size}.csv"))] for size in (2, 8))
+    assert first == second and len(set(first)) > 8
+
+
+def test_two_checkpoints_stand_side_by_side(here, capsys):
+    run("-C", TUNED, "-C", FROZEN, "photos", "--out", "both.csv", "--plot", "both.png")
+    heading = next(csv.reader(open("both.csv")))
+    assert heading == ["image_id", "file", "rank", "tuned-002", "score tuned-002", "frozen-002", "score frozen-002"]
+    out = capsys.readouterr().out
+    assert "  tuned-002: " in out and "  frozen-002: " in out
+    assert Image.open("both.png").size[0] > 800
+    run("-C", TUNED, "-C", FROZEN, "photos", "--out", "both.json", code=2)
+
+
+def test_greedy_and_beam_are_what_generate_gives(here, capsys):
+    from models.checkpoints import load_checkpoint
+    from models.decoding import generate
+    from models.encoders import load_encoder
+
+    encoder = load_encoder("ViT-B/32")
+    embedding = encoder.encode(encoder.preprocess("photos/photo 2.jpg")[None])
+    model = load_checkpoint(TUNED)
+    for decoding in ("greedy", "beam"):
+        run("-C", TUNED, "photos/photo 2.jpg", "--decoding", decoding)
+        [[(text, _)]] = generate(model, embedding, decoding=decoding, entry_length=8)
+        assert capsys.readouterr().out.splitlines()[1] == f"  {text}"
+
+
+def test_a_picture_that_cannot_be_read_is_skipped_and_named(here, capsys):
+    (here / "mixed").mkdir()
+    tiny.save_picture(here / "mixed/good.jpg", 1)
+    (here / "mixed/bad.jpg").write_bytes(b"not a picture")
+    run("-C", TUNED, "mixed", "--out", "mixed.csv")
+    assert len(list(csv.DictReader(open("mixed.csv")))) == 1
+    assert "skipped mixed/bad.jpg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, message", [
+    (["photos"], "no --checkpoint"),
+    (["-C", TUNED], "give pictures or folders, or --data"),
+    (["-C", TUNED, "photos", "--data", "x.pkl"], "not both"),
+    (["-C", "no.pt", "photos"], "no checkpoint no.pt"),
+    (["-C", TUNED, "nowhere.jpg"], "no picture or folder nowhere.jpg"),
+    (["-C", TUNED, "data"], "holds no picture"),
+    (["-C", TUNED, "--data", "narrow.pkl"], "640-wide embeddings"),
+    (["-C", TUNED, "photos", "--clip_model_type", "RN50x4"], "RN50x4"),
+    (["-C", TUNED, "photos", "--clip_model_type", "nonsense"], "nonsense"),
+    (["-C", TUNED, "photos", "--num_captions", "9"], "num_captions is 9"),
+    (["-C", TUNED, "photos", "--decoding", "greedy", "--num_captions", "2"], "num_captions is 2"),
+    (["-C", TUNED, "photos", "--beam_size", "0"], "beam_size is 0"),
+    (["-C", TUNED, "photos", "--top_p", "0"], "top_p is 0"),
+    (["-C", TUNED, "photos", "--stop_token", "the end of it"], "expected one"),
+    (["-C", TUNED, "photos", "--out", "captions.xlsx"], ".csv, .json or .jsonl"),
+    (["-C", TUNED, "photos", "--out", "results.json/captions.csv"], "cannot write"),
+    (["-C", TUNED, "photos", "--device", "tpu"], "no device tpu here"),
+    (["-C", TUNED, "photos", "--batch_size", "0"], "--batch_size is 0"),
+])  # fmt: skip
+def test_a_mistake_is_one_line_and_exit_code_2(here, capsys, words, message):
+    if "narrow.pkl" in words:
+        tiny.save_published_features(here / "narrow.pkl", [["a dog"]], width=640)
+    (here / "results.json").write_text("[]")
+    before = sorted(path.name for path in here.rglob("*"))
+    run(*words, code=2)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0] and lines[0].startswith("predict.py: error: ")
+    assert sorted(path.name for path in here.rglob("*")) == before
+
+
+def test_a_checkpoint_without_an_encoder_asks_for_one(here, capsys):
+    state = torch.load(TUNED)
+    fields = json.load(open("out/tuned.json"))
+    fields["model"]["encoder"] = None
+    torch.save(state, "out/unknown.pt")
+    json.dump(fields, open("out/unknown.json", "w"))
+    run("-C", "out/unknown.pt", "photos", code=2)
+    assert "Give --clip_model_type" in capsys.readouterr().err
+    run("-C", "out/unknown.pt", "photos", "--clip_model_type", "ViT-B/32")

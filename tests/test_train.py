@@ -1,0 +1,228 @@
+"""train.py as its users run it: what it writes, how it resumes, what it says, what it refuses."""
+
+import json
+import shlex
+
+import pytest
+import torch
+from PIL import Image
+
+import tiny
+import train
+from training.optimiser import learning_rate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+THINGS = ["dogs", "cats", "cars"] * 4
+CAPTIONS = [[f"a picture of {thing} number {i}" for i in range(1 + number % 3)] for number, thing in enumerate(THINGS)]
+
+
+@pytest.fixture
+def data(workdir):
+    """A published feature file of 12 images and 24 captions in the working directory."""
+    tiny.save_published_features(workdir / "train.pkl", CAPTIONS, width=32)
+    return workdir / "train.pkl"
+
+
+def run(tiny_gpt2, *more, data="train.pkl", code=0):
+    words = ["--data", *shlex.split(data), "--out_dir", "out", "--gpt2_type", str(tiny_gpt2), "--device", "cpu", "--prefix_length", "4"]
+    words += ["--bs", "5", "--warmup_steps", "5", "--lr", "1e-3", "--log_every", "1", "--mixed_precision", "no", *map(str, more)]
+    if code:
+        with pytest.raises(SystemExit) as end:
+            train.main(words)
+        assert end.value.code == code
+    else:
+        assert train.main(words) == 0
+
+
+def state_of(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_equal_states(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_what_a_run_writes(data, tiny_gpt2, capsys):
+    run(tiny_gpt2, "--epochs", 3, "--save_every", 2)
+    said = capsys.readouterr().out
+    names = sorted(path.name for path in data.parent.joinpath("out").iterdir())
+    assert names == ["coco_prefix-000.pt", "coco_prefix-002.pt", "coco_prefix.json", "coco_prefix_metrics.jsonl", "coco_prefix_metrics.png",
+                     "coco_prefix_state.pt"]  # fmt: skip
+    lines = [json.loads(line) for line in open("out/coco_prefix_metrics.jsonl")]
+    assert [line["step"] for line in lines] == list(range(1, 16)) and {line["epoch"] for line in lines} == {0, 1, 2}
+    assert set(lines[0]) == {"step", "epoch", "loss", "lr", "captions_per_s"}
+    assert lines[0]["lr"] == 0 and max(line["lr"] for line in lines) == 1e-3 and lines[-1]["loss"] < lines[0]["loss"]
+    assert Image.open("out/coco_prefix_metrics.png").size[0] > 600
+    config = json.loads(open("out/coco_prefix.json").read())
+    assert config["model"]["clip_width"] == 32 and config["made_by"]["seed"] == 0 and config["made_by"]["data"]["digest"]
+    assert "trained of" in said and "12 images, 24 captions" in said
+    assert "python predict.py --checkpoint out/coco_prefix-002.pt" in said
+
+
+def test_frozen_checkpoints_hold_the_mapper_only(data, tiny_gpt2):
+    run(tiny_gpt2, "--epochs", 1, "--only_prefix", "--mapping_type", "transformer", "--num_layers", 2)
+    assert all(name.startswith("clip_project.") for name in state_of("out/coco_prefix-000.pt"))
+    run(tiny_gpt2, "--epochs", 1, "--only_prefix", "--save_full")
+    assert any(name.startswith("gpt.") for name in state_of("out/coco_prefix-000.pt"))
+
+
+@pytest.mark.parametrize("sampling", ["images", "captions"])
+def test_a_resumed_run_ends_in_the_same_weights(data, tiny_gpt2, sampling, monkeypatch):
+    """Dropout on, stopped in the middle of the second epoch, at a resume point and beyond it."""
+    import training.state
+
+    run(tiny_gpt2, "--epochs", 3, "--prefix", "whole", "--sampling", sampling)
+
+    saved = training.state.save_state
+    calls = []
+
+    def save_then_die(*arguments):
+        saved(*arguments)
+        calls.append(arguments[3])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.state, "save_state", save_then_die)
+        run(tiny_gpt2, "--epochs", 3, "--prefix", "halves", "--sampling", sampling, "--save_steps", 2)
+    assert calls == [2, 4, 5, 6]
+    run(tiny_gpt2, "--epochs", 3, "--prefix", "halves", "--sampling", sampling, "--save_steps", 2, "--resume")
+    assert_equal_states(state_of("out/whole-002.pt"), state_of("out/halves-002.pt"))
+    steps = [json.loads(line)["step"] for line in open("out/halves_metrics.jsonl")]
+    assert steps == list(range(1, 16))
+
+
+@pytest.fixture
+def finished(data, tiny_gpt2):
+    run(tiny_gpt2, "--epochs", 1)
+    return data
+
+
+def test_resuming_a_finished_run_changes_nothing(finished, tiny_gpt2, capsys):
+    before = {path: path.read_bytes() for path in finished.parent.joinpath("out").iterdir()}
+    run(tiny_gpt2, "--epochs", 1, "--resume")
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in finished.parent.joinpath("out").iterdir()}
+
+
+def test_resuming_nothing_starts_anew_and_says_so(data, tiny_gpt2, capsys):
+    run(tiny_gpt2, "--epochs", 1, "--resume")
+    assert "starting anew" in capsys.readouterr().out
+
+
+def test_resuming_with_other_options_names_them(finished, tiny_gpt2, capsys):
+    run(tiny_gpt2, "--epochs", 1, "--resume", "--seed", 5, code=2)
+    message = capsys.readouterr().err
+    assert "seed 0 (now 5)" in message
+
+
+def test_two_runs_with_one_seed_are_equal_and_with_two_are_not(data, tiny_gpt2):
+    for prefix, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(tiny_gpt2, "--epochs", 1, "--prefix", prefix, "--seed", seed)
+    a, b, c = (open(f"out/{prefix}-000.pt", "rb").read() for prefix in "abc")
+    assert a == b != c
+
+
+def test_init_from_goes_on_from_a_checkpoint(finished, tiny_gpt2, capsys):
+    run(tiny_gpt2, "--max_steps", 0, "--prefix", "copy", "--init_from", "out/coco_prefix-000.pt", "--seed", 9)
+    assert "mapper and language model taken" in capsys.readouterr().out
+    assert_equal_states(state_of("out/coco_prefix-000.pt"), state_of("out/copy-000.pt"))
+    run(tiny_gpt2, "--max_steps", 0, "--init_from", "out/coco_prefix-000.pt", "--prefix_length", 6, code=2)
+    assert "clip_project.model.2.weight is (256, 128), expected (384, 192)" in capsys.readouterr().err
+
+
+def test_several_files_are_trained_on_together(data, tiny_gpt2, capsys):
+    tiny.save_published_features(data.parent / "more.pkl", [["one more"], ["and another"]], width=32)
+    run(tiny_gpt2, "--epochs", 1, data="train.pkl more.pkl")
+    assert "14 images, 26 captions" in capsys.readouterr().out
+
+
+def test_a_warm_up_longer_than_the_run_is_named(data, tiny_gpt2, capsys):
+    run(tiny_gpt2, "--epochs", 2, "--warmup_steps", 5000)
+    said = capsys.readouterr().out
+    assert "warm-up of 5,000 steps is longer than the run of 10" in said
+
+
+def test_long_captions_are_cut_and_empty_ones_dropped_and_both_counted(workdir, tiny_gpt2, capsys):
+    tiny.save_published_features(workdir / "train.pkl", [["word " * 300, "  ", "a dog"], ["a cat", ""]], width=32)
+    run(tiny_gpt2, "--epochs", 1)
+    said = capsys.readouterr().out
+    assert "2 empty captions left out" in said and "1 of 3 captions cut to 124 tokens" in said
+
+
+def test_the_end_of_text_is_learned_by_default_and_not_with_a_full_stop(data, tiny_gpt2, capsys):
+    run(tiny_gpt2, "--max_steps", 1)
+    by_default = capsys.readouterr().out
+    run(tiny_gpt2, "--max_steps", 1, "--stop_token", ".")
+    as_published = capsys.readouterr().out
+
+    def mean_tokens(said):
+        return float(said.split(" captions, ")[1].split(" tokens")[0])
+
+    assert mean_tokens(by_default) == pytest.approx(mean_tokens(as_published) + 1, abs=0.11)
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_weights(data, tiny_gpt2, capsys):
+    run(tiny_gpt2, "--epochs", 2, "--mixed_precision", "bf16")
+    assert "precision: bf16" in capsys.readouterr().out
+    assert {tensor.dtype for tensor in state_of("out/coco_prefix-001.pt").values()} == {torch.float32}
+    lines = [json.loads(line) for line in open("out/coco_prefix_metrics.jsonl")]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--prefix_length", "0"], "--prefix_length is 0; expected at least 1"),
+    (["--bs", "0"], "--bs is 0"),
+    (["--lr", "-1"], "--lr is -1.0"),
+    (["--is_rn"], "--is_rn expects 640-wide embeddings"),
+    (["--prefix_length", "500"], "leaves no room"),
+    (["--gpt2_type", "no-such-model"], "no language model named no-such-model"),
+    (["--init_from", "no.pt"], "no checkpoint no.pt"),
+    (["--stop_token", "the end"], "expected one"),
+    (["--data", "no.pkl"], "no feature file no.pkl"),
+    (["--drop_last", "--bs", "100"], "--drop_last leaves nothing"),
+    (["--device", "cuda"], "--device cuda is not here"),
+    (["--out_dir", "train.pkl/out"], "cannot write"),
+    (["--prefix", "a/b"], "--prefix is 'a/b'"),
+    (["--no_such_option"], "unrecognized arguments: --no_such_option"),
+])  # fmt: skip
+def test_a_mistake_is_one_line_and_leaves_nothing(data, tiny_gpt2, capsys, words, message):
+    if words[0] == "--device" and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    before = sorted(path.name for path in data.parent.rglob("*"))
+    run(tiny_gpt2, *words, code=2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1 and message in lines[0] and lines[0].startswith("train.py: error: ")
+    assert sorted(path.name for path in data.parent.rglob("*")) == before
+
+
+def test_the_schedule_is_the_published_one():
+    """Linear from 0 over the warm-up, then linear to 0, worked out by hand for 4 of 10 steps."""
+    rates = [learning_rate(step, 6.0, 4, 10) for step in range(11)]
+    assert rates == [0, 1.5, 3, 4.5, 6, 5, 4, 3, 2, 1, 0]
+    assert learning_rate(100, 2e-5, 5000, 720) == pytest.approx(100 / 5000 * 2e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(data, tiny_gpt2):
+    """Dropout off: torchrun with two processes and one process end in the same weights, to rounding."""
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    root = Path(train.__file__).parent
+    words = ["--gpt2_dropout", "0", "--max_steps", "6", "--prefix"]
+    run(tiny_gpt2, *words, "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29531", str(root / "train.py")]
+    command += ["--data", "train.pkl", "--out_dir", "out", "--gpt2_type", str(tiny_gpt2), "--device", "cpu", "--prefix_length", "4"]
+    command += ["--bs", "5", "--warmup_steps", "5", "--lr", "1e-3", "--log_every", "1", "--mixed_precision", "no", *words, "two"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    one, two = state_of("out/one-001.pt"), state_of("out/two-001.pt")
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=1e-5), name
+    losses = [[json.loads(line)["loss"] for line in open(f"out/{name}_metrics.jsonl")] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
