@@ -43,6 +43,8 @@ def one_line_errors(main):
             # The reader of our output went away (`| head`): nothing is wrong, and nobody is left to tell.
             sys.stdout = open(os.devnull, "w")
             return 0
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
         except (UserError, OSError) as error:
             message = error if isinstance(error, UserError) else UserError(error)
             print(f"{Path(sys.modules[main.__module__].__file__).name}: error: {message}", file=sys.stderr)

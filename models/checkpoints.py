@@ -7,8 +7,11 @@ its names and shapes.
 
 import dataclasses
 import json
+import os
 import pickle
 import re
+import struct
+import zipfile
 from pathlib import Path
 
 import torch
@@ -18,6 +21,11 @@ from common import UserError, replace_file
 from .captioner import CaptionConfig, ClipCaptionModel
 from .weights import find_weights, load_language_model, load_tokenizer
 
+# What torch and zipfile raise on a damaged file.
+DAMAGED = (
+    RuntimeError, EOFError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError, OSError, AssertionError,
+    zipfile.BadZipFile, struct.error,
+)  # fmt: skip
 # transformers once kept its causal mask and a constant as buffers of every GPT-2 layer, and wrote them into state dicts.
 OLD_BUFFERS = re.compile(r"gpt\.transformer\.h\.\d+\.attn\.(bias|masked_bias)$")
 RUN_SUFFIX = re.compile(r"(-\d{3,}|_latest|_best)$")
@@ -44,12 +52,26 @@ def trained_state(model, full=False):
 def save_tensors(content, path):
     """torch.save under a temporary name, then rename. Equal content gives equal bytes, whatever the file's name."""
     with replace_file(path) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # On a full disk torch's writer first fails with the reason, then trips over its own end.
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def save_checkpoint(model, path, full=False):
     """Write a model's weights as a bare state dict. full: with the language model, even where it is frozen."""
     save_tensors({name: tensor.detach().cpu() for name, tensor in trained_state(model, full).items()}, path)
+
+
+def remove_old_checkpoints(out_dir, run_name, keep_last):
+    """Remove numbered checkpoints of a run but the latest `keep_last`; None keeps all."""
+    if keep_last is None:
+        return
+    numbered = re.compile(re.escape(run_name) + r"-\d{3,}\.pt")
+    found = [path for path in Path(out_dir).iterdir() if numbered.fullmatch(path.name)]
+    for path in sorted(found, key=lambda path: int(path.stem.rpartition("-")[2]))[:-keep_last]:
+        path.unlink()
 
 
 def save_config(config, made_by, path):
@@ -74,14 +96,27 @@ def read_tensors(path):
     if not path.is_file():
         raise UserError(f"no checkpoint {path}. Give the path of a .pt file, such as one that train.py wrote.")
     try:
+        refuse_compressed(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         found = f"asks for {wanted.group(1)}" if wanted else "is damaged, or holds more than tensors"
         raise UserError(f"{path} {found}; expected a state dict of tensors. Nothing in it was run.") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+    except DAMAGED as error:
         reason = (str(error).splitlines() or ["ends early"])[0]
         raise UserError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}). Copy or download it again.") from error
+
+
+def refuse_compressed(path):
+    """Raise UserError when a zip's members are compressed: torch stores them plainly, and a small bomb could fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > os.path.getsize(path):
+                raise UserError(f"{path} holds compressed data ({member.filename}), which torch never writes: refused.")
 
 
 def read_state_dict(path):

@@ -25,20 +25,26 @@ def _save(figure, path, dpi):
 def plot_training(lines, title, path):
     """Draw loss (nats a token) and learning rate over optimiser steps.
 
-    lines: list of dicts with step, loss and lr; path: where the picture goes.
+    lines: list of dicts with step, loss and lr, or with step and val_loss; path: where the picture goes.
     """
+    validated = [line for line in lines if "val_loss" in line]
+    lines = [line for line in lines if "loss" in line]
     figure = _figure(figsize=(8, 4.5))
     axes = figure.subplots()
     steps = [line["step"] for line in lines]
     mark = {"marker": "o", "markersize": 3} if len(lines) < 30 else {}
     (loss,) = axes.plot(steps, [line["loss"] for line in lines], color="tab:blue", label="loss", **mark)
+    curves = [loss]
+    if validated:
+        steps_validated, losses = [line["step"] for line in validated], [line["val_loss"] for line in validated]
+        curves += axes.plot(steps_validated, losses, color="tab:green", marker="o", markersize=4, label="validation loss")
     rate_axes = axes.twinx()
     (rate,) = rate_axes.plot(steps, [line["lr"] for line in lines], color="tab:orange", linestyle="--", label="learning rate")
     axes.set(xlabel="optimiser step", ylabel="loss (nats a token)", title=title)
     axes.grid(alpha=0.3)
     rate_axes.set_ylabel("learning rate")
     rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    axes.legend(handles=[loss, rate], loc="upper right")
+    axes.legend(handles=[*curves, rate], loc="upper right")
     _save(figure, path, dpi=120)
 
 

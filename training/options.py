@@ -20,10 +20,12 @@ def build_parser(description):
     parser = Parser(prog="train.py", description=description)
     group = parser.add_argument_group("data and output")
     group.add_argument("--data", nargs="+", default=["./data/coco/oscar_split_train.pkl"], help="feature file(s) from a parse script")
+    group.add_argument("--val_data", nargs="+", help="feature file(s) to validate on after each epoch; {prefix}_best.pt is the best epoch")
     group.add_argument("--out_dir", default="./checkpoints", help="folder for everything this run writes")
     group.add_argument("--prefix", default="coco_prefix", help="stem of the names of its files")
     group.add_argument("--save_every", type=int, default=1, help="epochs between numbered checkpoints (default 1)")
     group.add_argument("--save_steps", type=int, default=10000, help="steps between resume points and _latest.pt (default 10000)")
+    group.add_argument("--keep_last", type=int, help="keep this many numbered checkpoints, the latest (default all)")
     group.add_argument("--save_full", action="store_true", help="write a frozen GPT-2 into the checkpoints too, as published")
     group.add_argument("--log_every", type=int, default=50, help="steps between lines of the metrics file (default 50)")
 
@@ -43,6 +45,7 @@ def build_parser(description):
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=int, default=10)
     group.add_argument("--max_steps", type=int, help="stop after this many optimiser steps; the learning rate ends there too")
+    group.add_argument("--patience", type=int, help="stop after this many epochs without a better --val_data loss (default never)")
     group.add_argument("--bs", type=int, default=40, help="captions an optimiser step, over all processes (default 40)")
     group.add_argument("--lr", type=float, default=2e-5, help="peak learning rate (default 2e-5)")
     group.add_argument("--warmup_steps", type=int, default=5000, help="steps of linear warm-up (default 5000)")
@@ -69,7 +72,7 @@ def parse_options(argv, description):
             if name not in given:
                 setattr(options, name, value)
     at_least = {"prefix_length": 1, "prefix_length_clip": 1, "num_layers": 1, "epochs": 1, "bs": 1, "save_every": 1, "save_steps": 1}
-    for name, least in {**at_least, "log_every": 1, "warmup_steps": 0, "max_steps": 0, "seed": 0}.items():
+    for name, least in {**at_least, "log_every": 1, "keep_last": 1, "patience": 1, "warmup_steps": 0, "max_steps": 0, "seed": 0}.items():
         value = getattr(options, name)
         if value is not None and value < least:
             parser.error(f"--{name} is {value}; expected at least {least}")
@@ -77,6 +80,8 @@ def parse_options(argv, description):
         parser.error(f"--lr is {options.lr}; expected a number between 0 and 1, such as 2e-5")
     if options.gpt2_dropout is not None and not 0 <= options.gpt2_dropout < 1:
         parser.error(f"--gpt2_dropout is {options.gpt2_dropout}; expected 0 or more and less than 1")
+    if options.patience and not options.val_data:
+        parser.error("--patience needs --val_data, the captions whose loss is watched")
     if not options.prefix or "/" in options.prefix:
         parser.error(f"--prefix is {options.prefix!r}; expected the stem of a file name; the folder is --out_dir")
     return options

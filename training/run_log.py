@@ -1,6 +1,7 @@
 """The run's log: one JSON line a logging interval, and a picture of loss and learning rate."""
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -12,8 +13,9 @@ SECONDS_BETWEEN_PICTURES = 30
 class RunLog:
     """Writes {run_name}_metrics.jsonl and {run_name}_metrics.png.
 
-    Each line holds step (optimiser steps done), epoch, loss (nats a token, mean over the interval), lr and captions_per_s of the
-    interval. On resuming at `start_step` later lines are cut off. Raises UserError when the folder cannot be written.
+    A line holds step (optimiser steps done), epoch, loss (nats a token, mean over the interval), lr and captions_per_s of the interval;
+    or, after an epoch, val_loss and val_perplexity. On resuming at `start_step` later lines are cut off. Raises UserError when the folder
+    cannot be written.
     """
 
     def __init__(self, out_dir, run_name, start_step=0):
@@ -42,6 +44,12 @@ class RunLog:
 
     def _begin(self):
         self.loss_sum, self.tokens, self.captions, self.started = 0.0, 0, 0, time.perf_counter()
+
+    def write_validation(self, step, epoch, loss):
+        """Write a line with val_loss (nats a token) and val_perplexity."""
+        line = {"step": step, "epoch": epoch, "val_loss": loss, "val_perplexity": math.exp(min(loss, 700))}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def count(self, loss_sum, tokens, captions):
         """Add one optimiser step: its sum of losses in nats, tokens and captions (scalar tensors are read only when a line is written)."""

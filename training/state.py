@@ -29,9 +29,10 @@ def restore_random_states(states):
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def save_state(path, weights, optimizer, step, identity):
-    """Write the resume point: trained weights, optimiser, position (optimiser steps done), generators, and what run this is.
+def save_state(path, weights, optimizer, step, best, finished, identity):
+    """Write the resume point: trained weights, optimiser, position, best validation loss, generators, and what run this is.
 
+    weights: dict of trained tensors; step: optimiser steps done; best: BestSoFar.as_dict(); finished: whether the run has ended by itself;
     identity: a dict of plain values that a resumed run must share (data digest, options that shape the result).
     """
     from models.checkpoints import save_tensors
@@ -41,6 +42,8 @@ def save_state(path, weights, optimizer, step, identity):
             "weights": {name: tensor.detach().cpu() for name, tensor in weights.items()},
             "optimizer": optimizer.state_dict(),
             "step": step,
+            "best": best,
+            "finished": finished,
             "random": random_states(),
             "identity": identity,
         },
@@ -48,12 +51,15 @@ def save_state(path, weights, optimizer, step, identity):
     )
 
 
+FIELDS = {"weights", "optimizer", "step", "best", "finished", "random", "identity"}
+
+
 def load_state(path, identity):
     """Read a resume point → its dict. Raises UserError when it belongs to another run, naming what differs."""
     from models.checkpoints import read_tensors
 
     state = read_tensors(path)
-    if not isinstance(state, dict) or set(state) != {"weights", "optimizer", "step", "random", "identity"}:
+    if not isinstance(state, dict) or set(state) != FIELDS:
         raise UserError(f"{path} is not a resume point of train.py. Remove it, or train without --resume.")
     differing = [name for name in identity if state["identity"].get(name) != identity[name]]
     if differing:

@@ -1,0 +1,1 @@
+"""Measurements: the published recipe and ours side by side, and what survives being killed."""

@@ -1,0 +1,96 @@
+"""Kill parse_coco.py and train.py at random moments, let each end once, and compare with undisturbed runs, byte for byte.
+
+    python -m benchmarks.kill_and_resume                 20 SIGKILLs each on the demo world's pictures and tiny models (make demo first)
+    python -m benchmarks.kill_and_resume --kills 3
+
+Prints one line a kill and ends with an error where a feature file or a checkpoint differs.
+"""
+
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import Parser, UserError, one_line_errors
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_killed(command, kills, longest, draw):
+    """Start `command` again and again, killing it after up to `longest` seconds, `kills` times; then run it to its end."""
+    for number in range(1, kills + 1):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        seconds = draw.uniform(0.3, longest)
+        try:
+            process.wait(timeout=seconds)
+            print(f"  {number}: had ended before {seconds:.1f} s, exit code {process.returncode}")
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            print(f"  {number}: killed after {seconds:.1f} s", flush=True)
+    run_whole(command)
+
+
+def run_whole(command):
+    """Run `command` to its end → seconds. Raises UserError when it fails."""
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{' '.join(command[1:])} ended with exit code {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
+    return time.monotonic() - began
+
+
+def compare(first, second):
+    """Raise UserError unless two files hold the same bytes."""
+    if Path(first).read_bytes() != Path(second).read_bytes():
+        raise UserError(f"{first} and {second} differ: a killed run does not end as an undisturbed one")
+    print(f"  equal: {Path(second).name}")
+
+
+@one_line_errors
+def main(argv=None):
+    parser = Parser(prog="benchmarks.kill_and_resume", description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--world", type=Path, default=Path("data/demo"), help="folder that make demo filled (default data/demo)")
+    options = parser.parse_args(argv)
+    world = options.world.resolve()
+    if not (world / "weights").is_dir():
+        raise UserError(f"{world} holds no demo world. Run make demo first, or name its folder with --world.")
+    draw = random.Random(options.seed)
+    folder = Path(tempfile.mkdtemp(prefix="kill_and_resume."))
+    try:
+
+        def parse(name):
+            words = ["--annotations", world / "annotations/captions_train.json", "--images", world / "train"]
+            words += ["--out", folder / f"{name}.pkl", "--clip_model_type", world / "weights/demo_clip.pt", "--save_seconds", 0, "--batch_size", 16, "--device", "cpu"]
+            return [sys.executable, "parse_coco.py", *map(str, words)]
+
+        def train(name):
+            words = ["--data", world / "heldout.pkl", "--out_dir", folder, "--prefix", name, "--gpt2_type", world / "weights/demo_gpt2"]
+            words += ["--epochs", 3, "--bs", 40, "--warmup_steps", 20, "--lr", "1e-3", "--save_steps", 5, "--device", "cpu", "--resume"]
+            return [sys.executable, "train.py", *map(str, words)]
+
+        for what, command in (("parse_coco.py", parse), ("train.py", train)):
+            seconds = run_whole(command("whole"))
+            print(f"{what}: undisturbed {seconds:.1f} s; {options.kills} kills")
+            run_killed(command("killed"), options.kills, seconds, draw)
+            if what == "train.py":
+                for epoch in range(3):
+                    compare(folder / f"whole-{epoch:03d}.pt", folder / f"killed-{epoch:03d}.pt")
+            else:
+                compare(folder / "whole.pkl", folder / "killed.pkl")
+        left = [path.name for path in folder.iterdir() if path.name.startswith(".") or path.name.endswith(".pieces")]
+        if left:
+            raise UserError(f"left behind: {', '.join(left)}")
+        print(f"all equal after {options.kills} kills each; nothing left behind")
+    finally:
+        shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""What a run learns from: feature files read, joined and tokenised."""
+
+import dataclasses
+
+from common import UserError
+
+
+@dataclasses.dataclass
+class CaptionData:
+    """A data set as the loop uses it."""
+
+    features: object  # features.store.Features, one row an image
+    tokens: object  # features.packing.Tokens of its captions
+    caption_rows: object  # int64 [C], the row of each caption
+
+    def name_captions(self, numbers):
+        """A few captions by image_id and text, for messages."""
+        shown = [self.features.captions[number] for number in numbers[:5]]
+        more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+        return "; ".join(f"{caption['image_id']}: {caption['caption'].strip()[:60]!r}" for caption in shown) + more
+
+
+def load_data(paths, is_rn, say):
+    """Read and join feature files, leave empty captions out → Features whose captions share a row an image.
+
+    Raises UserError when files do not fit one another, when --is_rn does not fit them, or when no caption is left.
+    """
+    from features.store import Features, group_by_image, join_features, load_features
+
+    features = join_features([group_by_image(load_features(path)) for path in paths], paths)
+    if is_rn and features.width != 640:
+        raise UserError(f"--is_rn expects 640-wide embeddings (RN50x4); {paths[0]} holds {features.width}. Leave --is_rn out.")
+    kept = [caption for caption in features.captions if caption["caption"].strip()]
+    if len(kept) < len(features.captions):
+        say(f"{len(features.captions) - len(kept):,} empty captions left out")
+    if not kept:
+        raise UserError(f"{paths[0]} holds empty captions only: nothing to learn from.")
+    return Features(features.clip_embedding, kept, features.meta)
+
+
+def load_validation_data(paths, trained_on, options, say):
+    """Read the --val_data files → Features. Raises UserError when they are of another encoder than the training data."""
+    features = load_data(paths, False, say)
+    ours, theirs = trained_on.meta.get("encoder"), features.meta.get("encoder")
+    if features.width != trained_on.width or (ours and theirs and ours != theirs):
+        raise UserError(
+            f"{paths[0]} holds {features.width}-wide embeddings ({theirs}); {options.data[0]} holds {trained_on.width} ({ours}). "
+            f"Parse the validation pictures with the encoder of the training data."
+        )
+    return features
+
+
+def tokenize_data(features, model, options, say):
+    """Tokenise the captions, with the end-of-text token as last target where captions stop there → CaptionData."""
+    from features.packing import cut_captions, published_length, tokenize_captions
+
+    tokenizer = model.tokenizer
+    stops_at_end = options.stop_token in (None, tokenizer.eos_token)
+    positions = getattr(model.gpt.config, "max_position_embeddings", None)
+    room = None if positions is None else positions - options.prefix_length
+    end_token_id = tokenizer.eos_token_id if stops_at_end else None
+    texts = [caption["caption"] for caption in features.captions]
+    if options.cut_captions:
+        tokens = tokenize_captions(texts, tokenizer, end_token_id)
+        longest = published_length(tokens.lengths)
+        tokens = cut_captions(tokens, longest if room is None else min(longest, room))
+    else:
+        tokens = tokenize_captions(texts, tokenizer, end_token_id, room)
+    if tokens.cut:
+        say(f"{tokens.cut:,} of {len(tokens):,} captions cut to {tokens.lengths.max()} tokens")
+    return CaptionData(features, tokens, features.caption_rows)
