@@ -66,7 +66,8 @@ def main(argv=None):
 
         def parse(name):
             words = ["--annotations", world / "annotations/captions_train.json", "--images", world / "train"]
-            words += ["--out", folder / f"{name}.pkl", "--clip_model_type", world / "weights/demo_clip.pt", "--save_seconds", 0, "--batch_size", 16, "--device", "cpu"]
+            words += ["--out", folder / f"{name}.pkl", "--clip_model_type", world / "weights/demo_clip.pt"]
+            words += ["--save_seconds", 0, "--batch_size", 16, "--device", "cpu"]
             return [sys.executable, "parse_coco.py", *map(str, words)]
 
         def train(name):

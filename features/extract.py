@@ -13,11 +13,14 @@ An image that cannot be read is skipped, counted, and listed in {out}.skipped.cs
 
 import argparse
 import collections
+import contextlib
 import csv
 import math
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -104,7 +107,8 @@ def extract(records, encoder, out, *, source, split=None, batch_size=64, num_wor
     pieces = Pieces(out.with_name(out.name + ".pieces"), fingerprint(records, encoder, batch_size))
     started, already = time.monotonic(), pieces.images
     try:
-        _encode_into(pieces, records, encoder, batch_size, num_workers, allowed, save_seconds)
+        with _sigterm_interrupts():
+            _encode_into(pieces, records, encoder, batch_size, num_workers, allowed, save_seconds)
     except KeyboardInterrupt:
         pieces.write()
         print(f"stopped: {pieces.images} of {len(records)} images are kept in {pieces.folder}; run again to go on.", file=sys.stderr)
@@ -140,6 +144,19 @@ def extract(records, encoder, out, *, source, split=None, batch_size=64, num_wor
         flush=True,
     )
     return {**meta, "width": encoder.width, "images": len(numbers), "captions": len(captions)}
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts():
+    """Let SIGTERM, as a scheduler sends it, stop the job as Ctrl-C does; outside the main thread nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_writable(out):

@@ -1,5 +1,6 @@
 """What must survive: killed jobs, full disks, losses that are not finite, files from strangers."""
 
+import csv
 import json
 import os
 import pickle
@@ -40,10 +41,10 @@ def words(tiny_gpt2, *more):
     return ["--data", "train.pkl", "--out_dir", "out", "--gpt2_type", str(tiny_gpt2), *COMMON, *map(str, more)]
 
 
-def start(tiny_gpt2, *more, limit=None):
-    """train.py as a process of its own; `limit`: most bytes a file of it may have."""
+def start(script, arguments, limit=None):
+    """A script as a process of its own; `limit`: most bytes a file of it may have."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *words(tiny_gpt2, *more)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, str(ROOT / script), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None,
     )  # fmt: skip
@@ -74,7 +75,7 @@ def test_a_run_killed_and_terminated_ends_in_the_same_bytes(data, tiny_gpt2):
     assert train.main(words(tiny_gpt2, "--epochs", 40, "--prefix", "whole", "--save_every", 20)) == 0
     more = ("--epochs", 40, "--prefix", "killed", "--save_every", 20, "--save_steps", 2, "--resume")
     for number in (signal.SIGKILL, signal.SIGTERM):
-        process = start(tiny_gpt2, *more)
+        process = start("train.py", words(tiny_gpt2, *more))
         wait_for(Path("out/killed_state.pt"))
         before = Path("out/killed_state.pt").stat().st_mtime_ns
         while Path("out/killed_state.pt").stat().st_mtime_ns == before and process.poll() is None:
@@ -162,13 +163,67 @@ def test_a_loss_that_is_not_finite_names_its_captions_and_keeps_the_last_good_ch
 
 @pytest.mark.parametrize("limit", [30_000, 400_000])
 def test_a_full_disk_is_one_line_and_nothing_half_written(data, tiny_gpt2, limit):
-    process = start(tiny_gpt2, "--epochs", "1", limit=limit)
+    process = start("train.py", words(tiny_gpt2, "--epochs", "1"), limit)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2, err
     [line] = [line for line in err.splitlines() if line.strip() and "step/s" not in line]
     assert line.startswith("train.py: error: cannot write out/") and "File too large" in line
     written = sorted(path.name for path in Path("out").iterdir())
     assert not [name for name in written if name.startswith(".") or name.endswith(".pt")], written
+
+
+@pytest.fixture
+def pictures(workdir):
+    """A COCO-format data set of five pictures with awkward names, and a small CLIP."""
+    tiny.save_clip(workdir / "clip.pt", 512, "vit")
+    names = ["plain.jpg", "two words.JPG", "line\nbreak.jpg", "写真 📷.jpg", "x" * 251 + ".jpg"]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    annotations = [{"id": 10 + number, "image_id": number, "caption": f"picture {number}"} for number in range(len(names))]
+    (workdir / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    (workdir / "photos").mkdir()
+    for number, name in enumerate(names):
+        tiny.save_picture(workdir / "photo.jpg", number).rename(workdir / "photos" / name)
+    return names
+
+
+PARSE = "--annotations captions.json --images photos --clip_model_type clip.pt --device cpu --num_workers 0 --batch_size 2".split()
+
+
+def test_awkward_file_names_just_work(pictures, tiny_gpt2):
+    import parse_coco
+    import predict
+    from features.store import load_features
+
+    assert parse_coco.main([*PARSE, "--out", "out file ü.pkl"]) == 0
+    features = load_features("out file ü.pkl")
+    assert [caption["file_name"] for caption in features.captions] == pictures
+    assert train.main(["--data", "out file ü.pkl", *words(tiny_gpt2, "--epochs", 1)[2:]]) == 0
+    short = ["--entry_length", "4", "--device", "cpu"]
+    assert predict.main(["-C", "out/coco_prefix-000.pt", "photos", "--out", "captions é.csv", *short]) == 0
+    rows = list(csv.DictReader(open("captions é.csv", encoding="utf-8", newline="")))
+    assert sorted(row["file"] for row in rows) == sorted(f"photos/{name}" for name in pictures)
+
+
+def test_a_full_disk_while_parsing_is_one_line(pictures):
+    process = start("parse_coco.py", [*PARSE, "--out", "out.pkl"], limit=3000)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2, err
+    [line] = [line for line in err.splitlines() if "error" in line]
+    assert line.startswith("parse_coco.py: error: cannot write out.pkl") and "File too large" in line
+    assert not Path("out.pkl").exists() and not list(Path().glob(".out*"))
+
+
+def test_sigterm_while_parsing_keeps_the_work_done(pictures):
+    """Many entries of one picture, so that there is something to interrupt; a piece is written after every batch."""
+    images = [{"id": number, "file_name": "plain.jpg"} for number in range(3000)]
+    annotations = [{"id": number, "image_id": number, "caption": "a"} for number in range(3000)]
+    Path("captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    process = start("parse_coco.py", [*PARSE, "--out", "out.pkl", "--save_seconds", "0"])
+    wait_for(Path("out.pkl.pieces"))
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "are kept in out.pkl.pieces; run again to go on" in err, err
+    assert not Path("out.pkl").exists()
 
 
 def test_a_zip_bomb_is_refused(tmp_path):
