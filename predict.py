@@ -41,7 +41,8 @@ def build_parser():
     group.add_argument("--plot", help="picture of the images with their captions")
     group = parser.add_argument_group("running")
     group.add_argument("--device", default="auto", help="cuda, mps, cpu or auto (default auto: the best there is)")
-    group.add_argument("--batch_size", type=int, default=32, help="images a batch")
+    group.add_argument("--batch_size", type=int, default=32, help="images a batch (default 32)")
+    group.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="of the language model (default no: fp32)")
     return parser
 
 
@@ -182,6 +183,8 @@ def main(argv=None):
     options = parser.parse_args(argv)
     check_options(parser, options)
 
+    import torch
+
     from features.store import load_features
     from models.checkpoints import load_checkpoint
     from models.encoders import load_encoder, pick_device
@@ -191,6 +194,9 @@ def main(argv=None):
     pictures = find_pictures(options.images)
     device = pick_device(options.device)
     models = [load_checkpoint(path, options.gpt2_type, device) for path in options.checkpoint]
+    if options.mixed_precision != "no":
+        for model in models:
+            model.gpt.to({"bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision])
 
     # Embeddings: from the feature file, or encoded once per encoder that the checkpoints name.
     skipped = {}

@@ -120,7 +120,7 @@ def pack_captions(caption_numbers, tokens, caption_rows, prefix_length, ignore_i
     image_rows, block_of = np.unique(np.asarray(caption_rows)[caption_numbers], return_inverse=True)
     by_block = np.argsort(block_of, kind="stable")
     caption_numbers, block_of = caption_numbers[by_block], block_of[by_block]
-    lengths = tokens.lengths[caption_numbers]
+    lengths = tokens.offsets[caption_numbers + 1] - tokens.offsets[caption_numbers]
     reads = np.maximum(lengths - 1, 0)  # slots a caption takes: its last token is only predicted
 
     # Where each caption starts inside its block, and how long each block is.

@@ -92,6 +92,14 @@ def test_sampling_does_not_depend_on_the_batch_size(here):
     assert first == second and len(set(first)) > 8
 
 
+def test_half_precision_gives_nearly_the_same_scores(here):
+    for precision in ("no", "bf16"):
+        words = ["--decoding", "greedy", "--mixed_precision", precision, "--out", f"{precision}.csv"]
+        run("-C", TUNED, "--data", "oscar_split_ViT-B_32_train.pkl", *words)
+    fp32, bf16 = ([float(row["score"]) for row in csv.DictReader(open(f"{name}.csv"))] for name in ("no", "bf16"))
+    assert fp32 != bf16 and fp32 == pytest.approx(bf16, rel=0.05)
+
+
 def test_two_checkpoints_stand_side_by_side(here, capsys):
     run("-C", TUNED, "-C", FROZEN, "photos", "--out", "both.csv", "--plot", "both.png")
     heading = next(csv.reader(open("both.csv")))
