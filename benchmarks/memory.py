@@ -1,0 +1,98 @@
+"""Peak memory of one training step of 8 images x 5 captions, beyond the model's own; run in a process of its own for each side.
+
+    python -m benchmarks.memory published mlp            prints a line of JSON: bytes above the model, and the model's
+    python -m benchmarks.memory ours transformer --bf16
+
+On a CPU the process's largest resident size minus its size once the model stands; with --device cuda torch's max_memory_allocated.
+"""
+
+import gc
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import work
+from common import Parser, UserError, one_line_errors
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def peak_of_step(side, variant, bf16=False, device="cpu", scale=None):
+    """→ {"step": bytes of the peak above the model, "model": bytes of its parameters}. scale: work.Scale (default full size)."""
+    import torch
+
+    scale = scale or work.Scale()
+    ours = work.build_captioner(variant, scale.clip[0], **scale.gpt).to(device)
+    captions = work.caption_set(scale, device)
+    numbers = list(range(scale.step_captions))
+    if side == "ours":
+        from benchmarks.ours import Training
+
+        training = Training(ours, captions)
+
+        def step(some):
+            training.step(some, bf16)
+    else:
+        theirs = work.build_published(ours, **scale.gpt).to(device)
+        del ours
+        training = work.published_training(theirs, variant)
+
+        def step(some):
+            training.step(captions.embedding_of(some), captions.lists(some))
+
+    gc.collect()
+    model = sum(tensor.numel() * tensor.element_size() for tensor in training.model.parameters())
+    before = torch.cuda.memory_allocated() if device == "cuda" else resident("VmRSS")
+    step(numbers[: work.CAPTIONS_AN_IMAGE])  # the optimiser's state and the libraries' own tables stand before the step that is measured
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        forget_peak()
+    step(numbers)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
+    return {"step": peak - before, "model": model}
+
+
+def resident(field):
+    """Resident bytes of this process: VmRSS now, VmHWM at the most."""
+    try:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak():
+    """Let the peak count from now on, where Linux lets us; else it counts from the process's start, which building the model may top."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def measure(side, variant, bf16=False, device="cpu"):
+    """peak_of_step in a fresh process. Raises UserError when it fails."""
+    words = [sys.executable, "-m", "benchmarks.memory", side, variant, "--device", device, *(["--bf16"] if bf16 else [])]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{' '.join(words[1:])} failed: {(done.stderr.strip().splitlines() or ['nothing said'])[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@one_line_errors
+def main(argv=None):
+    parser = Parser(prog="benchmarks.memory", description=__doc__)
+    parser.add_argument("side", choices=("published", "ours"))
+    parser.add_argument("variant", choices=tuple(work.VARIANTS))
+    parser.add_argument("--bf16", action="store_true", help="ours under bf16 autocast")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = parser.parse_args(argv)
+    print(json.dumps(peak_of_step(options.side, options.variant, options.bf16, options.device)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
