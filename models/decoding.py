@@ -5,6 +5,7 @@ B images, K beams (or samples) an image, P prefix_length, V vocabulary, T tokens
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from common import UserError
 
@@ -90,22 +91,70 @@ def _text(tokenizer, ids):
 
 
 class _Decoder:
-    """The language model with its cache: rows in, log-probabilities of the next token out."""
+    """The language model with its cache: rows in, logits of the next token out, divided by the temperature."""
 
-    def __init__(self, gpt, temperature):
+    def __init__(self, gpt, temperature, most_tokens):
+        """most_tokens: slots a row will need, prefix and caption."""
         self.gpt = gpt
         self.temperature = temperature
         self.cache = DynamicCache(config=gpt.config)
+        if all(type(layer) is DynamicLayer for layer in self.cache.layers):
+            self.cache.layers = [_InPlaceLayer(most_tokens) for _ in self.cache.layers]
 
     def __call__(self, **inputs):
-        """input_ids [rows, 1] or inputs_embeds [rows, P, E] → log-probabilities [rows, V]."""
+        """input_ids [rows, 1] or inputs_embeds [rows, P, E] → logits [rows, V], float32 or better."""
         logits = self.gpt(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        return (logits / self.temperature).log_softmax(-1)
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def keep(self, rows):
         """Keep these rows of the cache, in this order, repeats allowed."""
         self.cache.batch_select_indices(rows)
+
+    def reorder(self, rows, prefix_length):
+        """Keep these rows, each in the place of one with the same prefix, so that only what follows the prefix has to move."""
+        for layer in self.cache.layers:
+            if isinstance(layer, _InPlaceLayer):
+                layer.reorder(rows, prefix_length)
+            else:
+                layer.batch_select_indices(rows)
+
+
+class _InPlaceLayer(DynamicLayer):
+    """A layer of the cache that writes into room set aside at the start, where the library's copies all it has at every token."""
+
+    def __init__(self, most_tokens):
+        super().__init__()
+        self.most_tokens = most_tokens
+        self.store = None  # [2, rows, heads, most_tokens, head width]: keys and values
+        self.length = 0
+
+    def _show(self):
+        self.keys, self.values = self.store[..., : self.length, :]
+        return self.keys, self.values
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Add keys and values [rows, heads, n, head width] → all so far."""
+        if self.store is None:
+            rows, heads, _, width = key_states.shape
+            self.store = key_states.new_empty(2, rows, heads, self.most_tokens, width)
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+        end = self.length + key_states.shape[-2]
+        self.store[0, ..., self.length : end, :] = key_states
+        self.store[1, ..., self.length : end, :] = value_states
+        self.length = end
+        return self._show()
+
+    def batch_select_indices(self, indices):
+        """Keep these rows, in this order, repeats allowed."""
+        kept = self.store.new_empty(2, len(indices), *self.store.shape[2:])
+        kept[..., : self.length, :] = self.store[:, indices, :, : self.length]
+        self.store = kept
+        self._show()
+
+    def reorder(self, indices, start):
+        """Keep these rows from slot `start` on; what stands before stays."""
+        self.store[..., start : self.length, :] = self.store[:, indices, :, start : self.length]
 
 
 def _search_beams(gpt, prefix, beams, entry_length, temperature, stop):
@@ -122,9 +171,8 @@ def _search_beams(gpt, prefix, beams, entry_length, temperature, stop):
     out_lengths = torch.ones(images, beams, dtype=torch.long, device=device)
     out_scores = torch.empty(images, beams, dtype=torch.get_default_dtype(), device=device)
 
-    decoder = _Decoder(gpt, temperature)
-    log_probs = decoder(inputs_embeds=prefix)  # [B, V]
-    scores, token = log_probs.topk(beams, dim=-1)  # [B, K]
+    decoder = _Decoder(gpt, temperature, prefix.shape[1] + entry_length)
+    scores, token = _likeliest(decoder(inputs_embeds=prefix), beams)  # [B, K]
     out_scores = out_scores.to(scores.dtype)
     decoder.keep(torch.arange(images, device=device).repeat_interleave(beams))
     running = torch.arange(images, device=device)  # which image each group of beams belongs to
@@ -148,20 +196,28 @@ def _search_beams(gpt, prefix, beams, entry_length, temperature, stop):
             decoder.keep(rows)
             running, tokens, scores, lengths, stopped = (t[left] for t in (running, tokens, scores, lengths, stopped))
 
-        log_probs = decoder(input_ids=tokens[..., -1].reshape(-1, 1)).view(len(running), beams, -1)  # [B, K, V]
-        log_probs = log_probs.masked_fill(stopped[..., None], -torch.inf)
-        log_probs[..., 0] = log_probs[..., 0].masked_fill(stopped, 0.0)
-        sums = scores[..., None] + log_probs
+        # Within a beam candidates rank as their log-probabilities do, so that its `beams` likeliest are all that can survive.
+        gained, token = _likeliest(decoder(input_ids=tokens[..., -1].reshape(-1, 1)), beams)  # [B · K, K]
+        gained, token = gained.view(len(running), beams, beams), token.view(len(running), beams, beams)
+        gained = gained.masked_fill(stopped[..., None], -torch.inf)
+        gained[..., 0] = gained[..., 0].masked_fill(stopped, 0.0)
+        token[..., 0] = token[..., 0].masked_fill(stopped, 0)
         lengths = lengths + (~stopped).to(lengths.dtype)
-        means, place = (sums / lengths[..., None]).flatten(1).topk(beams, dim=-1)  # [B, K] of K · V
-        source, token = place // log_probs.shape[-1], place % log_probs.shape[-1]
+        means, place = ((scores[..., None] + gained) / lengths[..., None]).flatten(1).topk(beams, dim=-1)  # [B, K] of K · K
+        source, token = place // beams, token.flatten(1).gather(1, place)
         lengths = lengths.gather(1, source)
         scores = means * lengths
         stopped = stopped.gather(1, source) | (token == stop)
         tokens = torch.cat([tokens.gather(1, source[..., None].expand(-1, -1, tokens.shape[-1])), token[..., None]], dim=-1)
         if beams > 1:
-            decoder.keep((source + torch.arange(len(running), device=device)[:, None] * beams).flatten())
+            decoder.reorder((source + torch.arange(len(running), device=device)[:, None] * beams).flatten(), prefix.shape[1])
     return out_tokens, out_lengths, out_scores
+
+
+def _likeliest(logits, count):
+    """The `count` likeliest tokens of each row: log-probabilities and ids, likeliest first. logits: [rows, V]."""
+    top, token = logits.topk(count, dim=-1)
+    return top - logits.logsumexp(-1, keepdim=True), token
 
 
 def _sample(gpt, prefix, draws, entry_length, temperature, top_p, stop, seed):
@@ -179,8 +235,8 @@ def _sample(gpt, prefix, draws, entry_length, temperature, top_p, stop, seed):
     lengths = torch.zeros(images, draws, dtype=torch.long, device=device)
     stopped = torch.zeros(images, draws, dtype=torch.bool, device=device)
 
-    decoder = _Decoder(gpt, temperature)
-    log_probs = decoder(inputs_embeds=prefix).repeat_interleave(draws, dim=0)  # [B · K, V]
+    decoder = _Decoder(gpt, temperature, prefix.shape[1] + entry_length)
+    log_probs = decoder(inputs_embeds=prefix).log_softmax(-1).repeat_interleave(draws, dim=0)  # [B · K, V]
     decoder.keep(torch.arange(images, device=device).repeat_interleave(draws))
     scores = torch.zeros(images, draws, dtype=log_probs.dtype, device=device)
     for step in range(entry_length):
@@ -193,7 +249,7 @@ def _sample(gpt, prefix, draws, entry_length, temperature, top_p, stop, seed):
         stopped |= token == stop
         if stopped.all() or step == entry_length - 1:
             break
-        log_probs = decoder(input_ids=token.view(-1, 1))
+        log_probs = decoder(input_ids=token.view(-1, 1)).log_softmax(-1)
     return tokens, lengths, scores / lengths
 
 
