@@ -86,9 +86,10 @@ def image_id_of(path):
 def encode_pictures(paths, encoder, batch_size, skipped):
     """Encode pictures → float32 [N, D] tensor and the paths that could be read; the others are added to `skipped` with the reason."""
     import torch
+    from tqdm import tqdm
 
     embeddings, read = [], []
-    for start in range(0, len(paths), batch_size):
+    for start in tqdm(range(0, len(paths), batch_size), desc="encode", unit="batch", disable=None, leave=False):
         batch = []
         for path in paths[start : start + batch_size]:
             try:
@@ -108,7 +109,7 @@ def caption_all(model, embeddings, options):
     from models.decoding import generate
 
     captions = []
-    for start in tqdm(range(0, len(embeddings), options.batch_size), unit="batch", disable=None, leave=False):
+    for start in tqdm(range(0, len(embeddings), options.batch_size), desc="caption", unit="batch", disable=None, leave=False):
         captions += generate(
             model,
             embeddings[start : start + options.batch_size].float(),

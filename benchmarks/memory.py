@@ -3,24 +3,9 @@
     python -m benchmarks.memory published mlp            prints a line of JSON: bytes above the model, and the model's
     python -m benchmarks.memory ours transformer --bf16
 
-On a CPU the process's largest resident size minus its size once the model stands; with --device cuda torch's max_memory_allocated.
-"""
-
-import gc
-import json
-import resource
-import subprocess
-import sys
-from pathlib import Path
-
-from benchmarks import work
-from common import Parser, UserError, one_line_errors
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def peak_of_step(side, variant, bf16=False, device="cpu", scale=None):
-    """→ {"step": bytes of the peak above the model, "model": bytes of its parameters}. scale: work.Scale (default full size)."""
+On a CPU the most resident memory during the step, minus that once the model stands, mapped files left out; with --device cuda torch's
+max_memory_allocated, likewise.
+"""→ {"step": bytes of the peak above the model, "model": bytes of its parameters}. scale: work.Scale (default full size)."""
     import torch
 
     scale = scale or work.Scale()
@@ -44,33 +29,44 @@ def peak_of_step(side, variant, bf16=False, device="cpu", scale=None):
 
     gc.collect()
     model = sum(tensor.numel() * tensor.element_size() for tensor in training.model.parameters())
-    before = torch.cuda.memory_allocated() if device == "cuda" else resident("VmRSS")
+    before = torch.cuda.memory_allocated() if device == "cuda" else resident()
     step(numbers[: work.CAPTIONS_AN_IMAGE])  # the optimiser's state and the libraries' own tables stand before the step that is measured
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    else:
-        forget_peak()
-    step(numbers)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
-    return {"step": peak - before, "model": model}
+        step(numbers)
+        return {"step": torch.cuda.max_memory_allocated() - before, "model": model}
+    with Peak() as peak:
+        step(numbers)
+    return {"step": peak.bytes - before, "model": model}
 
 
-def resident(field):
-    """Resident bytes of this process: VmRSS now, VmHWM at the most."""
+def resident():
+    """Bytes of memory this process holds, files that are mapped left out; where the system does not say, the most it ever held."""
     try:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1]) * 1024
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
     except (OSError, StopIteration):
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def forget_peak():
-    """Let the peak count from now on, where Linux lets us; else it counts from the process's start, which building the model may top."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
+class Peak:
+    """Looks at resident() every few milliseconds while its block runs; .bytes is the most it saw."""
+
+    def __enter__(self):
+        self.bytes, self.ended = resident(), threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self):
+        while not self.ended.wait(0.003):
+            self.bytes = max(self.bytes, resident())
+
+    def __exit__(self, *error):
+        self.ended.set()
+        self.thread.join()
+        self.bytes = max(self.bytes, resident())
 
 
 def measure(side, variant, bf16=False, device="cpu"):
