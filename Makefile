@@ -15,6 +15,9 @@ $(READY): requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $(READY)
 
+# Threads that wait without spinning: where something else runs beside, two spinning ones slow each other down several times over.
+demo test test-slow: export OMP_WAIT_POLICY ?= passive
+
 demo: $(READY)
 	@$(BIN)/python -m demo.run
 

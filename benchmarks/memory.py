@@ -5,7 +5,24 @@
 
 On a CPU the most resident memory during the step, minus that once the model stands, mapped files left out; with --device cuda torch's
 max_memory_allocated, likewise.
-"""→ {"step": bytes of the peak above the model, "model": bytes of its parameters}. scale: work.Scale (default full size)."""
+"""
+
+import gc
+import json
+import resource
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from benchmarks import work
+from common import Parser, UserError, one_line_errors
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def peak_of_step(side, variant, bf16=False, device="cpu", scale=None):
+    """→ {"step": bytes of the peak above the model, "model": bytes of its parameters}. scale: work.Scale (default full size)."""
     import torch
 
     scale = scale or work.Scale()

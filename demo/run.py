@@ -1,6 +1,6 @@
 """The whole trade in one go, with nothing to download: draw a world, train tiny models, then parse, train, predict and score.
 
-    python -m demo.run              about three and a half minutes on two cores; ends with an error when fewer than 0.9 of the captions are true
+    python -m demo.run              some 190 s on two cores; fails when fewer than 0.9 of the captions are true
     python -m demo.run --quick      about a minute: a smaller world and less training, to see that everything runs; not judged
 
 Writes into --folder: annotations/ and train/, heldout/ (the pictures, as COCO lays them out), weights/demo_clip.pt and
