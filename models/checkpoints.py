@@ -232,9 +232,13 @@ def load_checkpoint(path, gpt2_type=None, device="cpu"):
 
 
 def build_language_model(gpt_config):
-    """Make a causal language model with random weights from its config as a dict."""
+    """Make a causal language model from its config as a dict; its weights are to be loaded, and are not drawn at random first."""
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     fields = {name: value for name, value in gpt_config.items() if name not in ("model_type", "transformers_version", "dtype")}
     config = AutoConfig.for_model(gpt_config["model_type"], **fields)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    with no_init_weights():  # drawing 124M numbers takes seconds
+        gpt = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    gpt.tie_weights()
+    return gpt
