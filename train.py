@@ -114,7 +114,7 @@ def main(argv=None):
     log = None
     if accelerator.is_main_process:
         log = RunLog(out_dir, options.prefix, step)
-        save_config(config, describe_origin(options, features), out_dir / f"{options.prefix}.json")
+        save_config(config, describe_origin(options, features, identity["data"]), out_dir / f"{options.prefix}.json")
 
     # The loop. A loss that is not finite spoils the weights, so none are saved before the losses since the last look were seen.
     model.train()

@@ -19,19 +19,25 @@ from common import Parser, UserError, one_line_errors
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run_killed(command, kills, longest, draw):
-    """Start `command` again and again, killing it after up to `longest` seconds, `kills` times; then run it to its end."""
-    for number in range(1, kills + 1):
+def run_killed(command, kills, longest, draw, finish):
+    """Start `command` again and again, killing it after up to `longest` seconds, until it was killed `kills` times; then run it to its end.
+
+    finish: called whenever a run has ended by itself; compares its files with the undisturbed ones, and removes them.
+    """
+    killed = 0
+    while killed < kills:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         seconds = draw.uniform(0.3, longest)
         try:
             process.wait(timeout=seconds)
-            print(f"  {number}: had ended before {seconds:.1f} s, exit code {process.returncode}")
+            finish()
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            print(f"  {number}: killed after {seconds:.1f} s", flush=True)
+            killed += 1
+            print(f"  {killed}: killed after {seconds:.1f} s", flush=True)
     run_whole(command)
+    finish()
 
 
 def run_whole(command):
@@ -43,11 +49,18 @@ def run_whole(command):
     return time.monotonic() - began
 
 
-def compare(first, second):
-    """Raise UserError unless two files hold the same bytes."""
-    if Path(first).read_bytes() != Path(second).read_bytes():
-        raise UserError(f"{first} and {second} differ: a killed run does not end as an undisturbed one")
-    print(f"  equal: {Path(second).name}")
+def compare_and_remove(folder, names):
+    """Raise UserError unless each killed_NAME holds the bytes of whole_NAME and nothing else is left; then remove what was compared."""
+    left = {path.name for path in folder.iterdir() if not path.name.startswith("whole")}
+    for name in names:
+        if (folder / f"whole{name}").read_bytes() != (folder / f"killed{name}").read_bytes():
+            raise UserError(f"killed{name} differs from whole{name}: a killed run does not end as an undisturbed one")
+        print(f"  ended: killed{name} is whole{name}, byte for byte")
+    stray = [name for name in left if not name.startswith("killed") or name.endswith(".pieces")]
+    if stray:
+        raise UserError(f"left behind: {', '.join(stray)}")
+    for name in left:
+        (folder / name).unlink()
 
 
 @one_line_errors
@@ -75,18 +88,11 @@ def main(argv=None):
             words += ["--epochs", 3, "--bs", 40, "--warmup_steps", 20, "--lr", "1e-3", "--save_steps", 5, "--device", "cpu", "--resume"]
             return [sys.executable, "train.py", *map(str, words)]
 
-        for what, command in (("parse_coco.py", parse), ("train.py", train)):
+        checkpoints = [f"-{epoch:03d}.pt" for epoch in range(3)]
+        for what, command, names in (("parse_coco.py", parse, [".pkl"]), ("train.py", train, checkpoints)):
             seconds = run_whole(command("whole"))
-            print(f"{what}: undisturbed {seconds:.1f} s; {options.kills} kills")
-            run_killed(command("killed"), options.kills, seconds, draw)
-            if what == "train.py":
-                for epoch in range(3):
-                    compare(folder / f"whole-{epoch:03d}.pt", folder / f"killed-{epoch:03d}.pt")
-            else:
-                compare(folder / "whole.pkl", folder / "killed.pkl")
-        left = [path.name for path in folder.iterdir() if path.name.startswith(".") or path.name.endswith(".pieces")]
-        if left:
-            raise UserError(f"left behind: {', '.join(left)}")
+            print(f"{what}: undisturbed {seconds:.1f} s; {options.kills} kills", flush=True)
+            run_killed(command("killed"), options.kills, seconds, draw, lambda names=names: compare_and_remove(folder, names))
         print(f"all equal after {options.kills} kills each; nothing left behind")
     finally:
         shutil.rmtree(folder)

@@ -45,7 +45,7 @@ def add_options(parser):
     group.add_argument("--out", type=Path, metavar="FILE", help="feature file to write (.pkl)")
     group.add_argument("--device", default="auto", help="cpu, cuda, mps or auto (default auto)")
     group.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="for the encoder (default no)")
-    group.add_argument("--batch_size", type=whole_number_from_1, default=64, metavar="N", help="images encoded together (default 64)")
+    group.add_argument("--batch_size", type=whole_number_from_1, metavar="N", help="images encoded together (default 64; 16 on a CPU)")
     group.add_argument("--num_workers", type=whole_number, metavar="N", help="processes that read pictures; 0: none (default by cores)")
     group.add_argument("--max_skipped", type=number_or_share, default="1%", metavar="N|X%",
                        help="stop when more images cannot be read: a number, or a share, which always allows 10 (default 1%%)")  # fmt: skip
@@ -88,7 +88,7 @@ def check_images(records, max_skipped="1%"):
         )
 
 
-def extract(records, encoder, out, *, source, split=None, batch_size=64, num_workers=None, max_skipped="1%", save_seconds=15):
+def extract(records, encoder, out, *, source, split=None, batch_size=None, num_workers=None, max_skipped="1%", save_seconds=15):
     """Encode the records' images and write the feature file `out`. → its meta, with the counts.
 
     records: Records, several of one image allowed; encoder: has name, width, device, preprocess, preprocessing, encode and digest;
@@ -101,6 +101,8 @@ def extract(records, encoder, out, *, source, split=None, batch_size=64, num_wor
 
     out = Path(out)
     _check_writable(out)
+    # On a CPU smaller batches stay in its caches.
+    batch_size = batch_size or (16 if encoder.device.type == "cpu" else 64)
     records, blank, captionless = merge_records(records)
     check_images(records, max_skipped)
     allowed = _allowed(max_skipped, len(records))
@@ -227,8 +229,8 @@ def _loader(records, batches, encoder, batch_size, num_workers):
     on_gpu = encoder.device.type == "cuda"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if num_workers is None:
-        # A GPU waits for pictures; a CPU encodes several times slower than one core reads them.
-        num_workers = min(16, cores) if on_gpu else 1 + cores // 4
+        # A GPU waits for pictures; a CPU encodes several times slower than one core reads them, and misses a core given to reading.
+        num_workers = min(16, cores) if on_gpu else cores // 4
     num_workers = min(num_workers, len(batches))
     shared_memory = Path("/dev/shm")
     most_bytes = num_workers * 3 * batch_size * 2_000_000  # three batches a worker, pictures of up to 400 x 400 float32

@@ -73,8 +73,8 @@ def describe_run(model, data, options, total_steps, say):
         )
 
 
-def describe_origin(options, features):
-    """What goes into the config file beside the weights: arguments, versions, seed, data → dict of plain values."""
+def describe_origin(options, features, digest):
+    """What goes into the config file beside the weights: arguments, versions, seed, data and its digest → dict of plain values."""
     import accelerate
     import torch
     import transformers
@@ -84,5 +84,5 @@ def describe_origin(options, features):
         "arguments": {name: value for name, value in vars(options).items() if name != "resume"},
         "versions": {**versions, "accelerate": accelerate.__version__},
         "seed": options.seed,
-        "data": {"files": options.data, "digest": features.digest(), "meta": features.meta},
+        "data": {"files": options.data, "digest": digest, "meta": features.meta},
     }

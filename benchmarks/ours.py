@@ -1,0 +1,57 @@
+"""Our side: the calls that parse_coco.py, train.py and predict.py make, wrapped so that they can be timed."""
+
+import contextlib
+import io
+
+import torch
+
+from benchmarks.published import LEARNING_RATE, PAD
+from features.extract import Record, extract
+from features.packing import pack_captions
+from models.decoding import generate
+from training.optimiser import build_optimizer
+
+
+class Training:
+    """The step of train.py's loop over a captioner, in float32 or under bf16 autocast (the weights stay float32)."""
+
+    def __init__(self, model, captions):
+        """captions: work.CaptionSet."""
+        self.model, self.captions = model, captions
+        self.device = next(model.parameters()).device
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = build_optimizer(trained, LEARNING_RATE, fused=True)
+        model.train()
+
+    def loss(self, numbers, bf16=False):
+        """numbers: caption numbers → mean cross-entropy of a token, a scalar tensor. "!" is left out, as on the published side."""
+        captions = self.captions
+        batch = pack_captions(numbers, captions.tokens, captions.caption_rows, self.model.config.prefix_length, PAD)
+        batch.clip_embedding = captions.clip_embedding[batch.image_rows].float()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            return self.model(batch.to(self.device)) / len(batch.labels)
+
+    def step(self, numbers, bf16=False):
+        """One optimiser step → its loss."""
+        loss = self.loss(numbers, bf16)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+
+def encode_pictures(encoder, pictures, captions_each, out):
+    """extract() over pictures (paths) with `captions_each` captions each → embeddings [pictures, D] as the feature file holds them."""
+    from features.store import load_features
+
+    records = [Record(str(number), str(path), [{"caption": "x"}] * captions_each) for number, path in enumerate(pictures)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        extract(records, encoder, out, source="benchmark")
+    return load_features(out).clip_embedding
+
+
+def caption(model, clip_embedding, decoding, beam_size, entry_length):
+    """generate() → for each image its captions, best first, each a list of words (see work.word_tokenizer)."""
+    kept = beam_size if decoding == "beam" else 1
+    found = generate(model, clip_embedding, decoding, beam_size, entry_length, num_captions=kept)
+    return [[text.split() for text, _ in captions] for captions in found]
