@@ -1,6 +1,6 @@
 """The published recipe and ours, turn and turn about in one process on the same work: ratios, rates, peak memory.
 
-    python -m benchmarks.run                         everything, on the CPU: under ten minutes on two cores (make bench)
+    python -m benchmarks.run                         everything, on the CPU: about eleven minutes on two cores (make bench)
     python -m benchmarks.run --only train --repeats 5
     python -m benchmarks.run --device cuda           the same on a GPU
 
