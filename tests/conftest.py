@@ -12,6 +12,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+MINI_DEMO = {"scenes": 600, "heldout": 40, "clip_steps": 120, "gpt2_steps": 100}
+MINI_DEMO |= {"colours": ("red", "green", "blue"), "shapes": ("circle", "square")}
+MINI_TRAIN = "--prefix_length 4 --bs 100 --epochs 3 --lr 2e-3 --warmup_steps 10"
 for folder in (str(ROOT / "tests"), str(ROOT)):
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -56,3 +59,27 @@ def tiny_gpt2(tmp_path_factory):
     import tiny
 
     return tiny.save_gpt2(tmp_path_factory.mktemp("language_models") / "gpt2")
+
+
+@pytest.fixture(scope="session")
+def mini_demo(tmp_path_factory):
+    """A small demo world, made once a session by the real scripts: a folder that the tests must not change.
+
+    train/ and heldout/ (pictures), annotations/ (COCO JSON), weights/demo_clip.pt (a CLIP that tells true captions from false ones),
+    weights/demo_gpt2/, train.pkl and heldout.pkl (features), checkpoints/demo-{epoch:03d}.pt (the last one captions mostly truly).
+    """
+    import torch
+
+    import parse_coco
+    import train
+    from demo import run
+
+    folder = tmp_path_factory.mktemp("mini_demo")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run.build(folder, **MINI_DEMO, in_process=True)
+    lines = run.command_lines(folder, MINI_TRAIN)
+    for stage, script in (("parse train", parse_coco), ("parse heldout", parse_coco), ("train", train)):
+        assert script.main([*lines[stage][1:], "--device", "cpu"]) == 0, stage
+    torch.set_num_threads(threads)
+    return folder

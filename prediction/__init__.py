@@ -1,0 +1,1 @@
+"""Captioning many things at once: what predict.py and evaluate.py share."""
