@@ -186,7 +186,8 @@ def main(argv=None):
     out = args.out or Path("data") / f"{name}_{file_stem(args.clip_model_type)}_{split}.pkl"
     data = open_data(args.dataset, args.split, args.config, args.streaming)
     columns = find_columns(data, args, f"{args.dataset} ({args.split})")
-    print(f"{args.dataset} ({args.split}): {columns.kind}s in {columns.item}, captions in {', '.join(columns.captions)}")
+    noun = "pictures" if columns.kind == "image" else "sounds"
+    print(f"{args.dataset} ({args.split}): {noun} in {columns.item}, captions in {', '.join(columns.captions)}")
     # Before the rows of a stream are fetched, which may take long: is the encoder there?
     encoder = encoder_for(columns.kind, load_encoder(args.clip_model_type, args.device, args.mixed_precision), args.spectrogram)
     records = read_records(data, columns, args, out)

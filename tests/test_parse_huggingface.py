@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import sys
 import types
 from pathlib import Path
@@ -14,6 +15,7 @@ import parse_huggingface
 import tiny
 import train
 from features.own_data import texts_of
+from features.rows import lazy_records
 from features.store import load_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -105,6 +107,17 @@ def test_columns_are_found_by_type_or_named_and_rows_of_one_image_joined(streami
     assert "9,,nothing in this row" in Path("x.pkl.skipped.csv").read_text()
     assert parse_huggingface.main(["saved", "--val_share", "0.5", "--caption_column", "caption", "--out", "two.pkl", *streaming]) == 0
     assert sorted(rows_of("two.pkl")[0] + rows_of("two_val.pkl")[0]) == list(enumerate(CAPTIONS[:4]))
+
+
+def test_records_of_a_big_data_set_hold_no_picture(workdir):
+    cells = [{"bytes": bytes([number]) * 100_000, "path": None} for number in range(50)]
+    data = datasets.Dataset.from_dict({"image": cells, "caption": [f"Number {number}." for number in range(50)]})
+    data.save_to_disk("big")
+    records = lazy_records(datasets.load_from_disk("big"), "image", ["caption"], None, None)
+    kept = pickle.dumps(records)
+    assert len(kept) < 20_000, "not even when they go to a worker"
+    assert [record.image.read()[0] for record in pickle.loads(kept)] == list(range(50))
+    assert len({record.image.key for record in records}) == 50
 
 
 def test_a_stream_that_broke_off_goes_on_where_it_stopped(world, monkeypatch, capsys):
