@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import parse_conceptual
 import tiny
 import train
-from features.shards import TarPicture, index_shard
+from features.shards import FetchError, TarPicture, fetch_shard, index_shard
 from features.store import load_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -142,6 +142,17 @@ def test_piped_shards_are_copied_once_and_a_failing_command_is_listed(tree):
     assert not Path("o.pkl.shards").exists()
 
 
+def test_a_piped_shard_is_fetched_once_and_a_cut_one_leaves_nothing(tree):
+    whole = Path(write_shard("far/0.tar", range(2))).read_bytes()
+    address = "pipe:echo asked >> log; cat far/0.tar"
+    for _ in range(2):
+        assert Path(fetch_shard(address, "copies")).read_bytes() == whole
+    assert Path("log").read_text() == "asked\n"
+    with pytest.raises(FetchError):
+        fetch_shard("pipe:head -c 600 far/0.tar; exit 3", "copies")
+    assert len(list(Path("copies").iterdir())) == 1
+
+
 def test_the_same_key_in_two_downloads_stays_two_pictures(tree):
     write_shard("a/00000.tar", range(2))
     shard = write_shard("b/00000.tar", range(2), k1={"__key__": "000000001", "jpg": picture_bytes(7), "txt": "caption of 7"})
@@ -213,6 +224,30 @@ def test_a_shard_that_shrank_since_is_an_unreadable_picture(tree):
     with pytest.raises(ValueError, match="cut short"):
         picture.read()
     assert isinstance(picture, TarPicture)
+
+
+def test_a_stopped_run_goes_on_with_what_it_had_read_from_the_shards(tree, capsys):
+    write_shard("cc/0.tar", range(8), with_json=False, k7={"__key__": "000000007", "jpg": b"broken", "txt": "broken"})
+    command = ["--shards", "cc/0.tar", "--out", "o.pkl", "--batch_size", "2", "--save_seconds", "0", "--num_workers", "0"]
+    assert "1 of 8 images could not be read" in error_line(capsys, [*command, "--max_skipped", "0"])
+    assert parse_conceptual.main(command) == 0
+    assert "going on from o.pkl.pieces: 8 images are done" in capsys.readouterr().err
+    check_rows("o.pkl", range(7))
+
+
+def test_photographs_in_a_shard_give_the_rows_of_the_files(tree, shared_data):
+    import webdataset
+
+    photographs = sorted((shared_data / "coco_mini" / "train2017").glob("*.jpg"))[:6]
+    with webdataset.TarWriter("real.tar") as shard:
+        for number, path in enumerate(photographs):
+            shard.write({"__key__": f"{number:09d}", "jpg": path.read_bytes(), "txt": path.name})
+    Path("real.tsv").write_text("".join(f"{path.name}\t{path}\n" for path in photographs))
+    assert parse_conceptual.main(["--shards", "real.tar", "--out", "a.pkl"]) == 0
+    assert parse_conceptual.main(["--tsv", "real.tsv", "--out", "b.pkl"]) == 0
+    tar, files = load_features("a.pkl"), load_features("b.pkl")
+    assert torch.equal(tar.clip_embedding, files.clip_embedding) and tar.clip_embedding.shape == (6, 512)
+    assert [caption["caption"] for caption in tar.captions] == [f"{path.name}." for path in photographs]
 
 
 def test_user_mistakes_end_in_one_line(tree, capsys):
