@@ -90,13 +90,14 @@ def check_images(records, max_skipped="1%"):
 
 
 def extract(records, encoder, out, *, source, split=None, batch_size=None, num_workers=None, max_skipped="1%", save_seconds=15,
-            more_meta=None, keep_pieces=False):  # fmt: skip
+            more_meta=None, keep_pieces=False, missing=()):  # fmt: skip
     """Encode the records' images and write the feature file `out`. → its meta, with the counts.
 
     records: Records, several of one image allowed; encoder: has name, width, device, preprocess, preprocessing, encode and digest;
     source, split: where the data is from, for the meta; max_skipped: a number, or a share such as "1%" that always allows 10;
     save_seconds: seconds of work between two pieces; more_meta: dict of plain values added to the meta; keep_pieces: leave {out}.pieces
-    to the caller, so that the same call later encodes nothing.
+    to the caller, so that the same call later encodes nothing; missing: (image_id, path, reason) of what the caller found gone: listed
+    and counted.
     Raises UserError when `out` cannot be written, when images are missing, or when too many cannot be read (then the list of them is
     written, the feature file is not).
     """
@@ -120,14 +121,14 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
         raise SystemExit(130) from None
     seconds = max(time.monotonic() - started, 1e-6)
     rows, numbers, skipped = pieces.read_all()
-    _write_skipped(out, records, skipped)
+    _write_skipped(out, records, skipped, missing)
     if len(skipped) > allowed or not len(numbers):
         raise UserError(_too_many(out, records, skipped, allowed))
     kept = [records[number] for number in numbers]
     captions = [_caption_row(record, caption, row) for row, record in enumerate(kept) for caption in record.captions]
     for number, caption in enumerate(captions):
         caption.setdefault("id", number)
-    counts = {"skipped": len(skipped), "blank_captions": blank, "images_without_caption": captionless}
+    counts = {"skipped": len(skipped) + len(missing), "blank_captions": blank, "images_without_caption": captionless}
     meta = {
         "encoder": encoder.name,
         "normalized": False,
@@ -141,7 +142,7 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
     save_features(out, torch.from_numpy(rows), captions, meta)
     pieces.write() if keep_pieces else pieces.remove()
     notes = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
-    if skipped:
+    if counts["skipped"]:
         notes.append(f"see {_skipped_file(out)}")
     speed = (len(records) - already) / seconds
     print(
@@ -255,18 +256,18 @@ def _caption_row(record, caption, row):
     return {"image_id": record.image_id, **named, **caption, "clip_embedding": row}
 
 
-def _write_skipped(out, records, skipped):
+def _write_skipped(out, records, skipped, missing):
     """List the images that were skipped; no such file when there are none."""
     path = _skipped_file(out)
-    if not skipped:
+    if not skipped and not missing:
         path.unlink(missing_ok=True)
         return
     with replace_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(SKIPPED_COLUMNS)
         for number, reason in skipped:
-            record = records[number]
-            writer.writerow((record.image_id, str(record.image) if _is_path(record.image) else "", reason))
+            writer.writerow((records[number].image_id, _place(records[number].image), reason))
+        writer.writerows(missing)
 
 
 def _too_many(out, records, skipped, allowed):
@@ -312,5 +313,10 @@ def _is_path(image):
     return isinstance(image, (str, os.PathLike))
 
 
+def _place(image):
+    """Where a picture is, as text; "" for one in memory."""
+    return str(image) if _is_path(image) else getattr(image, "key", "")
+
+
 def _shown(record):
-    return str(record.image) if _is_path(record.image) else f"the picture of image_id {record.image_id}"
+    return _place(record.image) or f"the picture of image_id {record.image_id}"
