@@ -93,8 +93,8 @@ def file_stem(name):
         return stem(name)
     family, _, rest = name.partition(":")
     before, _, path = rest.partition("/")
-    if rest and Path(rest).exists():
+    if family.isidentifier() and rest and Path(rest).exists():
         return f"{family}_{stem(rest)}"
-    if path and Path(path).is_file():  # open_clip:ARCH/PATH
-        return f"{family}_{before}_{stem(path)}"
+    if family.isidentifier() and path and Path(path).is_file():  # open_clip:ARCH/PATH
+        return f"{family}_{before.replace(':', '_')}_{stem(path)}"
     return name.replace("/", "_").replace(":", "_")

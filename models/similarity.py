@@ -167,6 +167,8 @@ def _load_pair(source, local_files_only):
             return None
         with expected_in(source, "tokenizer.json and tokenizer_config.json"):
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+            if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+                raise ValueError("a tokenizer without words: what transformers builds for some models where there are no files")
     for other in ("vision_model", "audio_model"):
         if hasattr(model, other):
             setattr(model, other, None)

@@ -103,6 +103,7 @@ def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
     files: what to download, for the message. Raises UserError when none has `name`; one that `load` raises goes through.
     """
     from huggingface_hub import constants
+    from safetensors import SafetensorError
 
     name = os.path.expanduser(name)
     is_path = name.startswith((".", "/"))
@@ -112,7 +113,7 @@ def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
             return load(str(folder), local_files_only=True)
         except UserError:
             raise
-        except NOT_WEIGHTS as error:
+        except (*NOT_WEIGHTS, SafetensorError) as error:
             raise UserError(
                 f"{folder} holds no {what} that transformers reads: {first_line(error, 300)}. Expected what save_pretrained writes."
             ) from error
