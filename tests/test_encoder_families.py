@@ -103,7 +103,7 @@ FAMILIES = {
     ),
     "timm convolutions": (timm_model(CONVNET, CONVNET, f"timm:{CONVNET}"), 1024, [0.0016132, 0.0010697, -0.004503, -0.00086903]),
     "open_clip": (open_clip_model, 24, [1.5114, -0.80939, 0.25018, -0.76206]),
-    "HF CLIP": (hugging_face("clip"), 32, [0.16776, 0.64113, -0.71642, -0.76169]),
+    "HF CLIP": (hugging_face("clip"), 32, [0.2271, 1.1283, -1.2949, -0.727]),
     "HF SigLIP": (hugging_face("siglip"), 32, [-3.184, -14.888, -2.1973, 10.246]),
     "HF SigLIP 2": (hugging_face("siglip2"), 32, [-4.4776, -29.438, 3.9579, -18.995]),
     "HF DINOv2": (hugging_face("dinov2"), 32, [-0.50235, 0.17811, 0.19646, 1.1057]),

@@ -42,6 +42,7 @@ def save_hf_clip(folder, seed=0):
     """Write a transformers CLIPModel (vision 32 wide, shared space 24), tokenizer and preprocessing (32 px) into `folder`."""
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
+    torch.manual_seed(seed)
     tokenizer = word_tokenizer()
     end = len(tokenizer) - 1
     text = {**TEXT, "vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": end, "pad_token_id": 0}
@@ -56,6 +57,7 @@ def save_hf_siglip(folder, seed=0):
     """Write a transformers SiglipModel (32 wide on both sides), tokenizer and preprocessing into `folder`."""
     from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
+    torch.manual_seed(seed)
     tokenizer = word_tokenizer()
     text = {**TEXT, "vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": len(tokenizer) - 1, "pad_token_id": 0}
     model = _scaled(SiglipModel(SiglipConfig(text_config=text, vision_config=VISION)), seed)
@@ -69,11 +71,12 @@ def save_hf_siglip2(folder, seed=0):
     """Write a transformers Siglip2Model of the kind that keeps a picture's shape, and its preprocessing, into `folder`."""
     from transformers import Siglip2Config, Siglip2ImageProcessorPil, Siglip2Model
 
+    torch.manual_seed(seed)
     vision = {key: value for key, value in VISION.items() if key != "image_size"} | {"num_patches": 16}
     text = {**TEXT, "vocab_size": 20, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     model = _scaled(Siglip2Model(Siglip2Config(text_config=text, vision_config=vision)), seed)
     model.save_pretrained(folder)
-    Siglip2ImageProcessorPil(max_num_patches=16).save_pretrained(folder)
+    Siglip2ImageProcessorPil(max_num_patches=18).save_pretrained(folder)
     return Path(folder)
 
 
@@ -81,6 +84,7 @@ def save_hf_dinov2(folder, seed=0):
     """Write a transformers Dinov2Model, 32 wide, and its preprocessing (resize to 36, crop to 28) into `folder`."""
     from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
+    torch.manual_seed(seed)
     config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
     model = _scaled(Dinov2Model(config), seed)
     model.save_pretrained(folder)
@@ -94,6 +98,7 @@ def save_clap(folder, seed=0, fusion=False):
     """Write a transformers ClapModel (shared space 24; windows of 1 s at 8,000 Hz), tokenizer and preprocessing into `folder`."""
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
+    torch.manual_seed(seed)
     tokenizer = word_tokenizer()
     audio = dict(spec_size=32, num_mel_bins=8, patch_embeds_hidden_size=16, depths=[1, 1], num_attention_heads=[2, 2], hidden_size=32,
                  patch_size=4, patch_stride=[4, 4], window_size=4, num_classes=4, projection_hidden_size=32)  # fmt: skip
