@@ -58,6 +58,8 @@ class WaveformTransform:
         """Raises ValueError for what is not one channel, empty or not finite, and for more than CLAP takes: it would crop at random."""
         import numpy as np
 
+        if isinstance(waveform, (str, bytes)) or not hasattr(waveform, "__len__"):
+            raise ValueError(f"a {type(waveform).__name__}, not a waveform: this encoder takes sounds, cut into windows")
         waveform = np.asarray(waveform, np.float32)
         if waveform.ndim != 1 or not len(waveform):
             raise ValueError(f"a waveform of shape {waveform.shape}; expected one channel, [samples], at least one")

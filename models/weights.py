@@ -125,8 +125,8 @@ def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
         return load(name, local_files_only=True)
     except UserError:
         raise
-    except (OSError, ValueError):
-        pass  # not in the cache: ask the hub
+    except (OSError, ValueError, SafetensorError):
+        pass  # not in the cache, or damaged there: ask the hub
     if not os.environ.get("HF_HUB_OFFLINE") and hub_is_reachable(constants.ENDPOINT):
         try:
             return load(name, local_files_only=False)

@@ -51,7 +51,7 @@ def hugging_face(save, padding):
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
         folder = save("folder")
-        tokens = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=padding, max_length=12, return_tensors="pt")
+        tokens = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=padding, truncation=True, max_length=12, return_tensors="pt")
         pictures = AutoImageProcessor.from_pretrained(folder, backend="pil")(images=photos, return_tensors="pt")
         tokens = {key: tokens[key] for key in ("input_ids", "attention_mask")}
         given = AutoModel.from_pretrained(folder)(**tokens, **pictures)
