@@ -80,5 +80,21 @@ def replace_file(path):
 
 
 def file_stem(name):
-    """Turn an encoder's name into a part of a file name, as published: "ViT-B/32" → "ViT-B_32"; a path → its stem."""
-    return Path(name).stem if Path(name).exists() else name.replace("/", "_").replace(":", "_")
+    """Turn an encoder's name into a part of a file name.
+
+    As published: "ViT-B/32" → "ViT-B_32"; "hf:openai/clip" → "hf_openai_clip"; a path, also behind a family's name, → its stem.
+    """
+
+    def stem(path):
+        path = Path(os.path.abspath(path))
+        return path.name if path.is_dir() else path.stem
+
+    if Path(name).exists():
+        return stem(name)
+    family, _, rest = name.partition(":")
+    before, _, path = rest.partition("/")
+    if family.isidentifier() and rest and Path(rest).exists():
+        return f"{family}_{stem(rest)}"
+    if family.isidentifier() and path and Path(path).is_file():  # open_clip:ARCH/PATH
+        return f"{family}_{before.replace(':', '_')}_{stem(path)}"
+    return name.replace("/", "_").replace(":", "_")

@@ -42,7 +42,8 @@ def add_options(parser):
     group = parser.add_argument_group("features")
     group.add_argument("--clip_model_type", default="ViT-B/32", metavar="NAME",
                        help="encoder: RN50 RN101 RN50x4 RN50x16 RN50x64 ViT-B/32 ViT-B/16 ViT-L/14 ViT-L/14@336px, "
-                            "tinyvit, or the path of a CLIP weight file (default ViT-B/32)")  # fmt: skip
+                            "tinyvit timm:NAME open_clip:ARCH/PRETRAINED hf:REPO_OR_DIR clap:REPO_OR_DIR (sounds), or the path of a CLIP "
+                            "weight file or of a folder that save_pretrained wrote; see docs/encoders.md (default ViT-B/32)")  # fmt: skip
     group.add_argument("--out", type=Path, metavar="FILE", help="feature file to write (.pkl)")
     group.add_argument("--device", default="auto", help="cpu, cuda, mps or auto (default auto)")
     group.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="for the encoder (default no)")

@@ -4,11 +4,20 @@ A site without a network puts files under data/weights/ (see data/README.md) and
 """
 
 import os
+import pickle
+import struct
+import zipfile
 from pathlib import Path
 
 from common import UserError
 
 PROBE_SECONDS = 4  # an unreachable hub otherwise costs the library most of a minute a name
+# What torch and the model libraries raise on a file that holds something else.
+NOT_WEIGHTS = (
+    OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
+    struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
+)  # fmt: skip
+LANGUAGE_MODEL_FILES = "config.json, model.safetensors, vocab.json and merges.txt"
 
 
 def weights_folder():
@@ -36,33 +45,100 @@ def hub_is_reachable(address):
     return True
 
 
-def _from_library(load, name, what):
-    """Call load(source, local_files_only=…) on the folder, the cache, then the hub. Raises UserError when none has `name`."""
-    from huggingface_hub import constants
+def first_line(error, most=160):
+    """The beginning of an error's text, for a message of one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 
-    folder = find_weights(name)
+
+def pick_file(found, names):
+    """A weight file, or the folder that holds one under one of `names` → the file. Raises UserError when none is there."""
+    for path in (found, *(found / name for name in names)):
+        if path.is_file():
+            return path
+    raise UserError(f"{found} holds {'neither ' if len(names) > 1 else 'no '}{' nor '.join(names)}. Put the published weights there.")
+
+
+def read_state(path):
+    """Weight file (.safetensors, or a state dict of torch) → dict of tensors. Runs nothing in the file; raises one of NOT_WEIGHTS."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if Path(path).suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def hub_file(repository, names, what, place):
+    """The first of `names` in a repository of the hub, from the library's cache or downloaded → path.
+
+    what: the model's name, place: the folder under which a user may put the file, both for the message.
+    Raises UserError when it is not in the cache and cannot be had.
+    """
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    for name in names:
+        cached = try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    reason = "the hub cannot be reached"
+    if not constants.HF_HUB_OFFLINE and hub_is_reachable(constants.ENDPOINT):
+        for name in names:
+            try:
+                return Path(hf_hub_download(repository, name))
+            except (OSError, RuntimeError, ValueError) as error:
+                reason = f"the download failed ({first_line(error)})"
+    raise UserError(
+        f"no weights of {what}: looked in {place} and the hub's cache, and {reason}. "
+        f"Download {constants.ENDPOINT}/{repository}/resolve/main/{names[0]} and put it at {place / names[0]}."
+    )
+
+
+def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
+    """Call load(source, local_files_only=…) on the folder `name`, the cache, then the hub. → what it gives
+
+    files: what to download, for the message. Raises UserError when none has `name`; one that `load` raises goes through.
+    """
+    from huggingface_hub import constants
+    from safetensors import SafetensorError
+
+    name = os.path.expanduser(name)
+    is_path = name.startswith((".", "/"))
+    folder = Path(name) if is_path and Path(name).exists() else find_weights(name)
     if folder is not None and folder.is_dir():
         try:
             return load(str(folder), local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} holds no {what} that transformers reads: {error}. Expected what save_pretrained writes.") from error
+        except UserError:
+            raise
+        except (*NOT_WEIGHTS, SafetensorError) as error:
+            raise UserError(
+                f"{folder} holds no {what} that transformers reads: {first_line(error, 300)}. Expected what save_pretrained writes."
+            ) from error
     if folder is not None:
-        raise UserError(f"{folder} is a file; expected the folder of a {what} (config.json, model.safetensors, tokenizer files).")
+        raise UserError(f"{folder} is a file; expected the folder of a {what} ({files}).")
+    if is_path:
+        raise UserError(f"no folder {name}; expected the folder of a {what} ({files}). Check the path.")
     try:
         return load(name, local_files_only=True)
-    except (OSError, ValueError):
-        pass  # not in the cache: ask the hub
+    except UserError:
+        raise
+    except (OSError, ValueError, SafetensorError):
+        pass  # not in the cache, or damaged there: ask the hub
     if not os.environ.get("HF_HUB_OFFLINE") and hub_is_reachable(constants.ENDPOINT):
         try:
             return load(name, local_files_only=False)
+        except UserError:
+            raise
         except (OSError, ValueError) as error:
-            reason = f"the hub answered: {str(error).splitlines()[0]}"
+            reason = f"the hub answered: {first_line(error)}"
     else:
         reason = "the hub cannot be reached"
     raise UserError(
         f"no {what} named {name}: looked in {weights_folder() / name}, in the library's cache, and {reason}. "
-        f"Download config.json, model.safetensors, vocab.json and merges.txt from {constants.ENDPOINT}/{name} "
-        f"into {weights_folder() / name}/."
+        f"Download {files} from {constants.ENDPOINT}/{name} into {weights_folder() / name}/, or give the path of a folder that holds them."
     )
 
 
@@ -82,7 +158,7 @@ def load_language_model(name):
             source, local_files_only=local_files_only, dtype=torch.float32, attn_implementation="sdpa"
         )
 
-    return _from_library(load, name, "language model")
+    return load_from_library(load, name, "language model")
 
 
 def load_tokenizer(name):
@@ -92,4 +168,4 @@ def load_tokenizer(name):
     def load(source, local_files_only):
         return AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
 
-    return _from_library(load, name, "tokenizer")
+    return load_from_library(load, name, "tokenizer")

@@ -10,8 +10,7 @@ from PIL import Image
 
 import tiny
 from common import UserError
-from models import encoders
-from models.encoders import CLIP_NAMES, load_encoder
+from models.encoders import CLIP_NAMES, TINYVIT, load_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -91,7 +90,7 @@ def test_tinyvit_gives_timms_features_before_the_classifier_from_each_kind_of_fi
     from safetensors.torch import load_file
 
     state = load_file(folder / "model.safetensors")
-    model = timm.create_model(encoders.TINYVIT, pretrained=False).eval()
+    model = timm.create_model(TINYVIT, pretrained=False).eval()
     model.load_state_dict(state)
     config = timm.data.resolve_model_data_config(model)
     picture = timm.data.create_transform(**config, is_training=False)(photo)
@@ -119,7 +118,7 @@ def test_a_picture_longer_than_memory_allows_is_seen_by_its_middle(workdir, monk
     pixels = np.random.default_rng(0).integers(0, 256, (2, 4001, 3), dtype=np.uint8)
     for picture in (Image.fromarray(pixels), Image.fromarray(pixels.transpose(1, 0, 2))):
         whole = encoder.preprocess(picture)
-        monkeypatch.setattr(encoders, "MOST_RESIZED_PIXELS", 64 * 64 * 101)
+        monkeypatch.setattr("models.preprocess.MOST_RESIZED_PIXELS", 64 * 64 * 101)
         assert encoder.preprocess(picture).shape == (3, 64, 64)
         assert (encoder.preprocess(picture) - whole).abs().max() < 0.02, "the same middle, to one level in 255"
         monkeypatch.undo()
@@ -160,7 +159,7 @@ def test_files_that_are_not_clip_weights_give_one_line_and_run_nothing(workdir):
 
 def test_weights_out_of_reach_say_what_to_download_and_where_to_put_it(workdir, monkeypatch):
     monkeypatch.setenv("HOME", str(workdir))
-    monkeypatch.setattr(encoders, "hub_is_reachable", lambda address: False)
+    monkeypatch.setattr("models.weights.hub_is_reachable", lambda address: False)
     with pytest.raises(UserError, match=r"https://openaipublic\.azureedge\.net/.*/ViT-B-32\.pt .*data/weights/ViT-B-32\.pt"):
         load_encoder("ViT-B/32")
     with pytest.raises(UserError, match=r"https://.*/timm/tiny_vit.*/model\.safetensors .*data/weights/tinyvit/model\.safetensors"):
