@@ -54,9 +54,9 @@ def parse_options(argv=None):
 
 
 def read_captions(path, which="all"):
-    """Captions CSV in utf-8 or latin-1 → {file_name: [caption rows]}, in the file's order; which: "all" captions of a clip or the "first".
+    """Captions CSV in utf-8 or latin-1 → {image_id: [caption rows]}, in the file's order; which: "all" captions of a clip or the "first".
 
-    A caption row has image_id and file_name (both as the CSV names the clip, without spaces around it) and caption.
+    A caption row has image_id (the clip's name without HTML escapes and spaces around it), file_name as the CSV has it, and caption.
     Raises UserError when the file is missing, is no CSV, or lacks the columns, naming those it has.
     """
     if not path.is_file():
@@ -82,7 +82,8 @@ def read_captions(path, which="all"):
             texts = [row[columns[column]] or "" for column in numbered]
             if not name:
                 raise UserError(f"{path} has no file_name in line {reader.line_num}; expected {SHAPE}. Mend or remove that line.")
-            sounds.setdefault(name, []).extend({"image_id": name, "file_name": name, "caption": text} for text in texts)
+            image_id = _plain(name)
+            sounds.setdefault(image_id, []).extend({"image_id": image_id, "file_name": name, "caption": text} for text in texts)
     except csv.Error as error:
         raise UserError(f"{path} is not a CSV ({error}, line {reader.line_num}); expected {SHAPE}. Download it again.") from error
     return sounds
@@ -126,7 +127,7 @@ def main(argv=None):
     args = parse_options(argv)
     sounds = read_captions(args.captions_path, args.captions)
     finder = SoundFinder(args.audio_path)
-    records = [Record(name, finder.find(name), rows) for name, rows in sounds.items()]
+    records = [Record(image_id, finder.find(rows[0]["file_name"]), rows) for image_id, rows in sounds.items()]
     check_images(records, args.max_skipped, "sounds")
     encoder = sound_encoder(load_encoder(args.clip_model_type, args.device, args.mixed_precision), args.spectrogram)
     out, split = default_out(args.captions_path, args.clip_model_type)

@@ -53,12 +53,10 @@ def read_sound(source, sample_rate=SAMPLE_RATE):
             samples = librosa.resample(librosa.to_mono(np.asarray(samples, np.float32)), orig_sr=rate, target_sr=sample_rate)
         else:
             samples = _decode(source, sample_rate)
-    except librosa.ParameterError as error:  # what resampling says of infinities
-        raise UnreadableSound(f"cannot be resampled: {error}") from error
+    except librosa.ParameterError as error:  # what it says of infinities and of what is no number
+        raise UnreadableSound(f"damaged samples: {error}") from error
     if not len(samples):
         raise UnreadableSound("zero length: no samples in it")
-    if not np.isfinite(samples).all():
-        raise UnreadableSound("holds samples that are infinite or no numbers")
     return samples
 
 
