@@ -13,7 +13,7 @@ def check_names(names):
     """Raise UserError for a name that is neither a file nor a folder."""
     for name in map(Path, names):
         if not name.exists():
-            raise UserError(f"no picture, sound or folder {name}. Check the path.")
+            raise UserError(f"no {'sound' if is_sound(name) else 'picture'} or folder {name}. Check the path.")
 
 
 def find_pictures(names, sounds=False):

@@ -117,7 +117,7 @@ def test_a_checkpoint_of_pictures_refuses_sounds_and_stands_not_beside_one_of_so
         (["-C", "out/seen-000.pt", "data/development/door.wav"], "door.wav is a sound; this checkpoint captions pictures"),
         (["-C", "out/seen-000.pt", "-C", "out/heard-000.pt", "data/development/door.wav"], "heard-000.pt captions sounds, out/seen-000.pt"),
         (["-C", "out/heard-000.pt", "data/weights"], "holds no sound; expected files ending in"),
-        (["-C", "out/heard-000.pt", "nowhere.wav"], "no picture, sound or folder nowhere.wav"),
+        (["-C", "out/heard-000.pt", "nowhere.wav"], "no sound or folder nowhere.wav"),
     ):
         with pytest.raises(SystemExit):
             predict.main([*words, "--device", "cpu"])
