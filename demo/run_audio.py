@@ -22,7 +22,7 @@ from demo.run import TRAIN_OPTIONS, run_script
 FLOOR = 0.8  # share of true captions below which the full demo has failed
 PLOTTED = 8  # held-out sounds shown in captions.png
 PICTURE_SIZE = 64  # pixels of a window as the tiny CLIP sees it
-FULL = {"sounds": 5000, "heldout": 400, "clip_steps": 600, "gpt2_steps": 400}
+FULL = {"sounds": 3500, "heldout": 300, "clip_steps": 500, "gpt2_steps": 400}
 QUICK = {"sounds": 1000, "heldout": 60, "clip_steps": 160, "gpt2_steps": 160, "kinds": ("tone", "rising sweep", "click", "noise")}
 
 
