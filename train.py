@@ -62,8 +62,8 @@ def main(argv=None):
     val_features = load_validation_data(options.val_data, features, options, say) if options.val_data else None
     model = build_model(options, features, say)
     config = model.config
-    data = tokenize_data(features, model, options, say)
-    val_data = tokenize_data(val_features, model, options, say) if val_features else None
+    data = tokenize_data(features, model, options, say, options.data[0])
+    val_data = tokenize_data(val_features, model, options, say, options.val_data[0]) if val_features else None
     captions_in_all = len(data.tokens)
     steps_per_epoch = captions_in_all // options.bs if options.drop_last else math.ceil(captions_in_all / options.bs)
     if not steps_per_epoch:

@@ -31,11 +31,23 @@ QUICK |= {"colours": ("red", "green", "blue"), "shapes": ("circle", "square", "t
 TRAIN_OPTIONS = "--prefix_length 8 --bs 100 --epochs 3 --lr 1e-3 --warmup_steps 50"
 
 
-def build(folder, scenes, heldout, clip_steps, gpt2_steps, seed=0, colours=tuple(world.COLOURS), shapes=world.SHAPES, in_process=False):
+def build(
+    folder,
+    scenes,
+    heldout,
+    clip_steps,
+    gpt2_steps,
+    seed=0,
+    colours=tuple(world.COLOURS),
+    shapes=world.SHAPES,
+    in_process=False,
+    clip_batch=128,
+):
     """Draw the world into `folder` and train its tiny CLIP and GPT-2, each unless it is there already. → seconds by stage
 
     scenes, heldout: pictures of each split; clip_steps, gpt2_steps: optimiser steps; colours, shapes: fewer make an easier world;
-    in_process: train one model after the other, here (for a few steps, sooner). What was made with other settings is made anew.
+    in_process: train one model after the other, here (for a few steps, sooner), CLIP on `clip_batch` pictures a step. What was made
+    with other settings is made anew.
     """
     folder = Path(folder)
     settings = {"scenes": scenes, "heldout": heldout, "clip_steps": clip_steps, "gpt2_steps": gpt2_steps, "seed": seed}
@@ -58,7 +70,7 @@ def build(folder, scenes, heldout, clip_steps, gpt2_steps, seed=0, colours=tuple
 
     started = time.perf_counter()
     if in_process:
-        tiny_models.train_one("clip", folder, clip_steps, seed)
+        tiny_models.train_one("clip", folder, clip_steps, seed, batch_size=clip_batch)
         tiny_models.train_one("gpt2", folder, gpt2_steps, seed)
     elif not (tiny_models.clip_path(folder).exists() and tiny_models.gpt2_path(folder).exists()):
         print(f"training a tiny CLIP ({clip_steps} steps) and a tiny GPT-2 ({gpt2_steps} steps) into {folder / 'weights'}", flush=True)

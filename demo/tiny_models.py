@@ -192,15 +192,18 @@ def _read_lessons(folder):
     return [world.picture_path(folder, "train", image_id) for image_id in truth], [world.describe(scene) for scene in truth.values()]
 
 
-def train_one(name, folder, steps, seed=0):
-    """Train the tiny "clip" or "gpt2" on the training pictures of the world in `folder`, unless it is there. → its last loss or None"""
+def train_one(name, folder, steps, seed=0, **more):
+    """Train the tiny "clip" or "gpt2" on the training pictures of the world in `folder`, unless it is there. → its last loss or None
+
+    more: other settings of train_clip or train_gpt2.
+    """
     pictures, captions = _read_lessons(folder)
     clip_path(folder).parent.mkdir(parents=True, exist_ok=True)
     # Both appear under their names only when they are whole.
     if name == "gpt2" and not gpt2_path(folder).exists():
-        return train_gpt2(captions, gpt2_path(folder), steps, seed=seed)
+        return train_gpt2(captions, gpt2_path(folder), steps, seed=seed, **more)
     if name == "clip" and not clip_path(folder).exists():
-        return train_clip(pictures, captions, clip_path(folder), steps, seed=seed)
+        return train_clip(pictures, captions, clip_path(folder), steps, seed=seed, **more)
     return None
 
 

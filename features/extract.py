@@ -29,7 +29,8 @@ from .loading import encode_views, make_loader
 from .pieces import Pieces, fingerprint
 from .store import save_features
 
-# image_id: str or int; image: path or the bytes of a file; captions: dicts with at least "caption", whose other keys are kept.
+# image_id: str or int; image: path, the bytes of a file, or an object with read() → one of these, called where the picture is needed, and
+# a str `key` that stands for its content; captions: dicts with at least "caption", whose other keys are kept.
 Record = collections.namedtuple("Record", "image_id image captions")
 
 LEAST_ALLOWED = 10  # bad images that never stop a job, when the limit is given as a share
@@ -88,12 +89,14 @@ def check_images(records, max_skipped="1%", things="images"):
         )
 
 
-def extract(records, encoder, out, *, source, split=None, batch_size=None, num_workers=None, max_skipped="1%", save_seconds=15):
+def extract(records, encoder, out, *, source, split=None, batch_size=None, num_workers=None, max_skipped="1%", save_seconds=15,
+            more_meta=None, keep_pieces=False):  # fmt: skip
     """Encode the records' images and write the feature file `out`. → its meta, with the counts.
 
     records: Records, several of one image allowed; encoder: has name, width, device, preprocess, preprocessing, encode and digest;
     source, split: where the data is from, for the meta; max_skipped: a number, or a share such as "1%" that always allows 10;
-    save_seconds: seconds of work between two pieces.
+    save_seconds: seconds of work between two pieces; more_meta: dict of plain values added to the meta; keep_pieces: leave {out}.pieces
+    to the caller, so that the same call later encodes nothing.
     Raises UserError when `out` cannot be written, when images are missing, or when too many cannot be read (then the list of them is
     written, the feature file is not).
     """
@@ -134,11 +137,12 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
         "source": str(source),
         "split": split,
         **counts,
+        **(more_meta or {}),
     }
     if hasattr(encoder, "audio"):
         meta["audio"] = encoder.audio
     save_features(out, torch.from_numpy(rows), captions, meta)
-    pieces.remove()
+    pieces.write() if keep_pieces else pieces.remove()
     notes = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
     if skipped:
         notes.append(f"see {_skipped_file(out)}")
@@ -207,8 +211,9 @@ class _Pictures:
         return len(self.images)
 
     def __getitem__(self, number):
+        image = self.images[number]
         try:
-            return number, self.preprocess(self.images[number]), None
+            return number, self.preprocess(image.read() if hasattr(image, "read") else image), None
         except (ValueError, OSError) as error:
             return number, None, str(error)
 

@@ -24,7 +24,7 @@ from common import UserError, replace_file
 def fingerprint(records, encoder, batch_size):
     """Everything that decides the embeddings' bytes → a hexadecimal digest: encoder, weights, batches, and the pictures themselves.
 
-    Of a picture file count its path, size and time of change; of a picture in memory, its bytes.
+    Of a picture file count its path, size and time of change; of a picture in memory, its bytes; of one read later, its key.
     """
     import torch
 
@@ -41,6 +41,8 @@ def fingerprint(records, encoder, batch_size):
                 digest.update(f"\0{status.st_size} {status.st_mtime_ns}".encode())
             except OSError:
                 digest.update(b"\0missing")
+        elif hasattr(record.image, "key"):
+            digest.update(record.image.key.encode("utf-8", "surrogateescape"))
         else:
             digest.update(hashlib.sha256(record.image).digest())
     return digest.hexdigest()

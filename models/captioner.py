@@ -8,8 +8,8 @@ import dataclasses
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from .loss import summed_cross_entropy
 from .mappers import build_mapper
 
 TUNINGS = ("full", "mapper")
@@ -95,8 +95,7 @@ class ClipCaptionModel(nn.Module):
             use_cache=False,
         ).last_hidden_state
         hidden = hidden.view(-1, width)[batch.predict_slots]  # [T, E]
-        logits = self.gpt.get_output_embeddings()(hidden)  # [T, V]
-        return F.cross_entropy(logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits, batch.labels, reduction="sum")
+        return summed_cross_entropy(self.gpt.get_output_embeddings(), hidden, batch.labels)
 
 
 def packed_attention_mask(block_ids, caption_ids, dtype):

@@ -1,6 +1,8 @@
 """What a run learns from: feature files read, joined and tokenised."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 from common import UserError
 
@@ -50,9 +52,13 @@ def load_validation_data(paths, trained_on, options, say):
     return features
 
 
-def tokenize_data(features, model, options, say):
-    """Tokenise the captions, with the end-of-text token as last target where captions stop there → CaptionData."""
-    from features.packing import cut_captions, published_length, tokenize_captions
+def tokenize_data(features, model, options, say, path):
+    """Tokenise the captions, with the end-of-text token as last target where captions stop there → CaptionData.
+
+    path: the (first) file of the features, beside which the tokens of a large data set are kept.
+    """
+    from features.packing import cut_captions, published_length
+    from features.token_cache import tokenize_with_cache
 
     tokenizer = model.tokenizer
     stops_at_end = options.stop_token in (None, tokenizer.eos_token)
@@ -60,12 +66,13 @@ def tokenize_data(features, model, options, say):
     room = None if positions is None else positions - options.prefix_length
     end_token_id = tokenizer.eos_token_id if stops_at_end else None
     texts = [caption["caption"] for caption in features.captions]
+    cache, writes = Path(path).with_name(Path(path).name + ".tokens.npz"), os.environ.get("RANK", "0") == "0"
     if options.cut_captions:
-        tokens = tokenize_captions(texts, tokenizer, end_token_id)
+        tokens = tokenize_with_cache(texts, tokenizer, end_token_id, None, cache, writes)
         longest = published_length(tokens.lengths)
         tokens = cut_captions(tokens, longest if room is None else min(longest, room))
     else:
-        tokens = tokenize_captions(texts, tokenizer, end_token_id, room)
+        tokens = tokenize_with_cache(texts, tokenizer, end_token_id, room, cache, writes)
     if tokens.cut:
         say(f"{tokens.cut:,} of {len(tokens):,} captions cut to {tokens.lengths.max()} tokens")
     return CaptionData(features, tokens, features.caption_rows)

@@ -1,0 +1,72 @@
+"""The caption loss without the whole logits: output layer and cross-entropy together, a few hundred predictions at a time.
+
+T predictions, E width, V vocabulary. With V = 50,257 the logits of one batch of 40 captions, and their gradient, are 100 MB each;
+here neither exists for more than CHUNK_ELEMENTS numbers at once. The gradient of a chunk is taken while its logits are there, so that
+nothing is computed twice.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MiB in float32
+
+
+def summed_cross_entropy(output_layer, hidden, labels):
+    """Sum of the cross-entropies of output_layer(hidden) against labels, in nats: a scalar, float32 or better.
+
+    output_layer: E → V; hidden: [T, E]; labels: [T] int64. An output layer that is not a bare nn.Linear (an adapter, say) is called
+    as it is, in one piece; so it is under fp16, whose gradients have to be scaled before they are rounded.
+    """
+    device = hidden.device.type
+    is_half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    if type(output_layer) is not nn.Linear or output_layer.bias is not None or is_half:
+        logits = output_layer(hidden)  # [T, V]
+        return F.cross_entropy(_at_least_float32(logits), labels, reduction="sum")
+    return _ChunkedLoss.apply(hidden, output_layer.weight, labels)
+
+
+def _at_least_float32(tensor):
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Loss and, in the same pass, its gradients, chunk by chunk over the predictions."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, labels):
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        wants_hidden, wants_weight, _ = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight) if wants_weight else None
+        with torch.autocast(device, enabled=False):
+            table = weight.to(dtype)
+            total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
+            step = max(1, CHUNK_ELEMENTS // len(weight))
+            for rows in (slice(start, start + step) for start in range(0, len(labels), step)):
+                inputs, target = hidden[rows].to(dtype), labels[rows, None]
+                logits = _at_least_float32(inputs @ table.T)  # [t, V]
+                log_sum = logits.logsumexp(-1, keepdim=True)
+                total += (log_sum - logits.gather(1, target)).sum()
+                if not (wants_hidden or wants_weight):
+                    continue
+                grad_logits = logits.sub_(log_sum).exp_()  # the softmax, in the logits' place
+                grad_logits.scatter_add_(1, target, grad_logits.new_full(target.shape, -1.0))
+                grad_logits = grad_logits.to(dtype)
+                if wants_hidden:
+                    grad_hidden[rows] = grad_logits @ table
+                if wants_weight:
+                    if grad_weight.dtype == dtype:
+                        grad_weight.addmm_(grad_logits.T, inputs)
+                    else:
+                        grad_weight += grad_logits.T @ inputs
+        ctx.gradients = grad_hidden, grad_weight
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        # In place: they are as large as the parameters, and asked for once.
+        gradients = [None if own is None else own.mul_(grad.to(own.dtype)) for own in ctx.gradients]
+        ctx.gradients = None
+        return *gradients, None
