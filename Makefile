@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow bench lint clean
+.PHONY: setup demo demo-audio test test-slow bench lint clean
 
 setup: $(READY)
 
@@ -16,10 +16,13 @@ $(READY): requirements.txt
 	@touch $(READY)
 
 # Threads that wait without spinning: where something else runs beside, two spinning ones slow each other down several times over.
-demo test test-slow: export OMP_WAIT_POLICY ?= passive
+demo demo-audio test test-slow: export OMP_WAIT_POLICY ?= passive
 
 demo: $(READY)
 	@$(BIN)/python -m demo.run
+
+demo-audio: $(READY)
+	@$(BIN)/python -m demo.run_audio
 
 test: $(READY)
 	@$(BIN)/python -m pytest -m "not slow"
@@ -34,5 +37,5 @@ lint: $(READY)
 	@$(BIN)/ruff check .
 
 clean:
-	rm -rf .venv data/demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv data/demo data/demo_audio .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

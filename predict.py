@@ -1,9 +1,10 @@
-"""Caption pictures, folders of pictures, or a feature file, with a trained captioner.
+"""Caption pictures or sounds, folders of them, or a feature file, with a trained captioner.
 
   python predict.py --checkpoint ./coco_train/coco_prefix-009.pt photo.jpg
   python predict.py --checkpoint ./coco_train/coco_prefix-009.pt photos/ --out captions.csv --plot captions.png
   python predict.py --checkpoint ./coco_train/coco_prefix-009.pt --data val.pkl --out results.json --batch_size 64
   python predict.py --checkpoint first.pt --checkpoint second.pt photo.jpg        # side by side
+  python predict.py --checkpoint ./clotho_train/coco_prefix-009.pt rain.wav       # a checkpoint trained on sounds
 
 Encoder, architecture, lengths, normalisation and stop token come from the checkpoint. --out writes .csv, .jsonl (every caption with
 its score) or .json (COCO's result format: the best caption of each image_id).
@@ -14,14 +15,14 @@ from pathlib import Path
 
 from common import Parser, UserError, one_line_errors
 from prediction.captions import add_decoding_options, caption_all, check_width
-from prediction.inputs import encode_pictures, find_pictures, image_id_of
+from prediction.inputs import audio_of, check_names, encode_pictures, find_pictures, image_id_of
 from prediction.outputs import print_captions, write_captions
 
 
 def build_parser():
     """The parser of predict.py."""
     parser = Parser(prog="predict.py", description=__doc__)
-    parser.add_argument("images", nargs="*", metavar="PICTURE", help="pictures, or folders of pictures")
+    parser.add_argument("images", nargs="*", metavar="PICTURE", help="pictures, or sounds, or folders of them")
     parser.add_argument("-I", "--image", action="append", default=[], help="a picture; the same as naming it without an option")
     parser.add_argument("--data", help="feature file to caption, in place of pictures")
     parser.add_argument("-C", "--checkpoint", action="append", default=[], help="checkpoint; several give one column each")
@@ -61,18 +62,22 @@ def main(argv=None):
 
     import torch
 
+    from features.audio import sound_encoder, spectrogram_picture
     from features.store import load_features
     from models.checkpoints import load_checkpoint
     from models.encoders import load_encoder, pick_device
 
     if options.out and options.out.endswith(".json") and len(options.checkpoint) > 1:
         parser.error("--out .json is COCO's result format, one caption an image: give one --checkpoint, or write .csv or .jsonl")
-    pictures = find_pictures(options.images)
+    check_names(options.images)
     device = pick_device(options.device)
     models = [load_checkpoint(path, options.gpt2_type, device) for path in options.checkpoint]
     if options.mixed_precision != "no":
         for model in models:
             model.gpt.to({"bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision])
+
+    audio = audio_of(models, options.checkpoint)
+    pictures = find_pictures(options.images, sounds=any(audio))
 
     # Embeddings: from the feature file, or encoded once per encoder that the checkpoints name.
     skipped = {}
@@ -88,14 +93,17 @@ def main(argv=None):
         if None in encoders:
             nameless = options.checkpoint[encoders.index(None)]
             raise UserError(f"{nameless} does not name its encoder. Give --clip_model_type, such as ViT-B/32.")
+        wanted = [(name, settings and settings["spectrogram"]) for name, settings in zip(encoders, audio)]
         encoded = {}
-        for name in dict.fromkeys(encoders):
-            encoded[name], pictures = encode_pictures(pictures, load_encoder(name, device), options.batch_size, skipped)
+        for name, spectrogram in dict.fromkeys(wanted):
+            encoder = load_encoder(name, device)
+            encoder = sound_encoder(encoder, spectrogram) if spectrogram else encoder
+            encoded[name, spectrogram], pictures = encode_pictures(pictures, encoder, options.batch_size, skipped)
         for path, reason in skipped.items():
             print(f"skipped {path}: {reason}", file=sys.stderr)
         if not pictures:
-            raise UserError(f"none of the {len(skipped)} pictures could be read.")
-        embeddings = [encoded[name] for name in encoders]
+            raise UserError(f"none of the {len(skipped)} {'sounds' if any(audio) else 'pictures'} could be read.")
+        embeddings = [encoded[key] for key in wanted]
         ids, names = [image_id_of(path) for path in pictures], [str(path) for path in pictures]
 
     captions = []
@@ -114,7 +122,7 @@ def main(argv=None):
         from reports.plots import plot_captions
 
         texts = [[of_checkpoint[image][0][0] for of_checkpoint in captions] for image in range(len(names))]
-        plot_captions([read_image(path) for path in pictures], texts, options.plot)
+        plot_captions([spectrogram_picture(path) if any(audio) else read_image(path) for path in pictures], texts, options.plot)
         print(f"wrote {options.plot}")
     return 0
 

@@ -71,16 +71,19 @@ def describe(scene):
     return [wording.format(**words) for wording in WORDINGS[scene.layout]]
 
 
-def _pattern(wording):
-    """Turn a wording into the regular expression that reads it: any letter case, with or without the final full stop."""
-    choices = {"size": RADII, "colour": COLOURS, "shape": SHAPES}
+def wording_pattern(wording, choices):
+    """Turn a wording into the regular expression that reads it: any letter case, with or without the final full stop.
+
+    choices: the words that may stand for each name; the wording has {name1} and {name2}.
+    """
     pattern = re.escape(wording.removesuffix("."))
     for name, number in itertools.product(choices, "12"):
         pattern = pattern.replace(rf"\{{{name}{number}\}}", rf"(?P<{name}{number}>{'|'.join(choices[name])})")
     return re.compile(pattern + r"\.?", re.IGNORECASE)
 
 
-_PATTERNS = [(layout, _pattern(wording)) for layout, wordings in WORDINGS.items() for wording in wordings]
+_CHOICES = {"size": RADII, "colour": COLOURS, "shape": SHAPES}
+_PATTERNS = [(layout, wording_pattern(wording, _CHOICES)) for layout, wordings in WORDINGS.items() for wording in wordings]
 
 
 def parse_caption(caption):
@@ -99,20 +102,20 @@ def caption_is_true(caption, scene):
     return parse_caption(caption) == scene._replace(centres=())
 
 
-def share_true(captions, scenes):
+def share_true(captions, scenes, is_true=caption_is_true):
     """Share of captions true of their scene: two sequences of equal, non-zero length → 0.0 to 1.0."""
     pairs = list(zip(captions, scenes, strict=True))
-    return sum(caption_is_true(caption, scene) for caption, scene in pairs) / len(pairs)
+    return sum(is_true(caption, scene) for caption, scene in pairs) / len(pairs)
 
 
-def share_true_by_chance(scenes, seed=0):
+def share_true_by_chance(scenes, seed=0, describe=describe, is_true=caption_is_true):
     """Share of scenes of which a true caption of another scene, drawn at random, is true as well. Wants two scenes or more."""
     rng = random.Random(seed)
     borrowed = []
     for number in range(len(scenes)):
         other = (number + rng.randrange(1, len(scenes))) % len(scenes)
         borrowed.append(rng.choice(describe(scenes[other])))
-    return share_true(borrowed, scenes)
+    return share_true(borrowed, scenes, is_true)
 
 
 def split_pairs(seed=0, colours=tuple(COLOURS), shapes=SHAPES):

@@ -8,6 +8,7 @@ lose much by it where another program wants the same core.
 Letters: N pictures, B pictures of a batch, T tokens, D the CLIP embedding's width.
 """
 
+import json
 import math
 import random
 import shutil
@@ -177,19 +178,31 @@ def gpt2_path(folder):
     return Path(folder) / "weights" / "demo_gpt2"
 
 
+def lessons_path(folder):
+    """Where a world that is not of scenes says what the tiny models learn from: a JSON list of [picture, its captions]."""
+    return Path(folder) / "lessons.json"
+
+
+def _read_lessons(folder):
+    """The training pictures of the world in `folder`, and the captions of each."""
+    if lessons_path(folder).exists():
+        pictures, captions = zip(*json.loads(lessons_path(folder).read_text()))
+        return [Path(folder) / picture for picture in pictures], list(captions)
+    truth = world.read_scenes(folder, "train")
+    return [world.picture_path(folder, "train", image_id) for image_id in truth], [world.describe(scene) for scene in truth.values()]
+
+
 def train_one(name, folder, steps, seed=0, **more):
-    """Train the tiny "clip" or "gpt2" on the training scenes of the world in `folder`, unless it is there. → its last loss or None
+    """Train the tiny "clip" or "gpt2" on the training pictures of the world in `folder`, unless it is there. → its last loss or None
 
     more: other settings of train_clip or train_gpt2.
     """
-    truth = world.read_scenes(folder, "train")
-    captions = [world.describe(scene) for scene in truth.values()]
+    pictures, captions = _read_lessons(folder)
     clip_path(folder).parent.mkdir(parents=True, exist_ok=True)
     # Both appear under their names only when they are whole.
     if name == "gpt2" and not gpt2_path(folder).exists():
         return train_gpt2(captions, gpt2_path(folder), steps, seed=seed, **more)
     if name == "clip" and not clip_path(folder).exists():
-        pictures = [world.picture_path(folder, "train", image_id) for image_id in truth]
         return train_clip(pictures, captions, clip_path(folder), steps, seed=seed, **more)
     return None
 

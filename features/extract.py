@@ -17,7 +17,6 @@ import contextlib
 import csv
 import math
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -26,6 +25,7 @@ from pathlib import Path
 
 from common import UserError, replace_file
 
+from .loading import encode_views, make_loader
 from .pieces import Pieces, fingerprint
 from .store import save_features
 
@@ -78,14 +78,14 @@ def merge_records(records):
     return merged, blank, len(images) - len(merged)
 
 
-def check_images(records, max_skipped="1%"):
-    """Raise UserError when there are no records, no pictures, or more of them missing than may be skipped."""
+def check_images(records, max_skipped="1%", things="images"):
+    """Raise UserError when there are no records, no pictures, or more of them missing than may be skipped. things: "images" or "sounds"."""
     if not records:
-        raise UserError("no image with a caption in this data set: nothing to encode. Check the annotations.")
+        raise UserError(f"no {things[:-1]} with a caption in this data set: nothing to encode. Check the annotations.")
     missing = [record for record in records if _is_path(record.image) and not os.path.isfile(record.image)]
     if len(missing) > min(_allowed(max_skipped, len(records)), len(records) - 1):
         raise UserError(
-            f"images are not where they should be: found {len(records) - len(missing)} of {len(records)}; "
+            f"{things} are not where they should be: found {len(records) - len(missing)} of {len(records)}; "
             f"{_shown(missing[0])}, for example, is missing. Put them there, or say where they are."
         )
 
@@ -106,10 +106,11 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
 
     out = Path(out)
     _check_writable(out)
-    # On a CPU smaller batches stay in its caches.
-    batch_size = batch_size or (16 if encoder.device.type == "cpu" else 64)
+    # On a CPU smaller batches stay in its caches. Records of many views, sounds, are encoded view by view anyway.
+    batch_size = batch_size or (8 if getattr(encoder, "many_views", False) else 16 if encoder.device.type == "cpu" else 64)
     records, blank, captionless = merge_records(records)
-    check_images(records, max_skipped)
+    things = _things(encoder)
+    check_images(records, max_skipped, things)
     allowed = _allowed(max_skipped, len(records))
     pieces = Pieces(out.with_name(out.name + ".pieces"), fingerprint(records, encoder, batch_size))
     started, already = time.monotonic(), pieces.images
@@ -118,13 +119,13 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
             _encode_into(pieces, records, encoder, batch_size, num_workers, allowed, save_seconds)
     except KeyboardInterrupt:
         pieces.write()
-        print(f"stopped: {pieces.images} of {len(records)} images are kept in {pieces.folder}; run again to go on.", file=sys.stderr)
+        print(f"stopped: {pieces.images} of {len(records)} {things} are kept in {pieces.folder}; run again to go on.", file=sys.stderr)
         raise SystemExit(130) from None
     seconds = max(time.monotonic() - started, 1e-6)
     rows, numbers, skipped = pieces.read_all()
     _write_skipped(out, records, skipped, missing)
     if len(skipped) > allowed or not len(numbers):
-        raise UserError(_too_many(out, records, skipped, allowed))
+        raise UserError(_too_many(out, records, skipped, allowed, things))
     kept = [records[number] for number in numbers]
     captions = [_caption_row(record, caption, row) for row, record in enumerate(kept) for caption in record.captions]
     for number, caption in enumerate(captions):
@@ -140,6 +141,8 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
         **counts,
         **(more_meta or {}),
     }
+    if hasattr(encoder, "audio"):
+        meta["audio"] = encoder.audio
     save_features(out, torch.from_numpy(rows), captions, meta)
     pieces.write() if keep_pieces else pieces.remove()
     notes = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
@@ -147,7 +150,7 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
         notes.append(f"see {_skipped_file(out)}")
     speed = (len(records) - already) / seconds
     print(
-        f"{len(numbers)} images, {len(captions)} captions → {out} ({encoder.width} wide, {encoder.name}, {speed:.1f} images/s"
+        f"{len(numbers)} {things}, {len(captions)} captions → {out} ({encoder.width} wide, {encoder.name}, {speed:.1f} {things}/s"
         f"{''.join('; ' + note for note in notes)})",
         flush=True,
     )
@@ -183,13 +186,15 @@ def _encode_into(pieces, records, encoder, batch_size, num_workers, allowed, sav
     from tqdm import tqdm
 
     batches = [range(start, min(start + batch_size, len(records))) for start in range(0, len(records), batch_size)]
-    loader = _loader(records, batches[pieces.batches :], encoder, batch_size, num_workers)
+    loader = make_loader(_Pictures(records, encoder.preprocess), batches[pieces.batches :], encoder, batch_size, num_workers)
     skipped = pieces.skipped
-    with tqdm(total=len(records), initial=pieces.images, unit=" images", disable=None, dynamic_ncols=True) as bar:
+    many_views = getattr(encoder, "many_views", False)
+    with tqdm(total=len(records), initial=pieces.images, unit=f" {_things(encoder)}", disable=None, dynamic_ncols=True) as bar:
         for numbers, batch, unread in loader:
             rows = None
             if numbers:
-                rows = encoder.encode(torch.as_tensor(batch)).cpu().numpy()  # [B, D]
+                rows = encode_views(encoder, batch) if many_views else encoder.encode(torch.as_tensor(batch)).cpu()
+                rows = rows.numpy()  # [B, D]
             pieces.add(numbers, rows, unread, save_seconds)
             bar.update(len(numbers) + len(unread))
             skipped += len(unread)
@@ -215,40 +220,9 @@ class _Pictures:
             return number, None, str(error)
 
 
-def _stack(items):
-    """Items of a batch → numbers read, tensor [B, …] or None, [(number, reason)] of the rest."""
-    import torch
-
-    good = [(number, tensor) for number, tensor, _ in items if tensor is not None]
-    unread = [(number, reason) for number, tensor, reason in items if tensor is None]
-    return [number for number, _ in good], torch.stack([tensor for _, tensor in good]) if good else None, unread
-
-
-def _stack_without_shared_memory(items):
-    numbers, batch, unread = _stack(items)
-    return numbers, batch if batch is None else batch.numpy(), unread  # an array goes through a pipe, a tensor through /dev/shm
-
-
-def _loader(records, batches, encoder, batch_size, num_workers):
-    """A loader over the given batches of record numbers, in order; its workers read and preprocess, and hold no weights."""
-    from torch.utils.data import DataLoader
-
-    on_gpu = encoder.device.type == "cuda"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if num_workers is None:
-        # A GPU waits for pictures; a CPU encodes several times slower than one core reads them, and misses a core given to reading.
-        num_workers = min(16, cores) if on_gpu else cores // 4
-    num_workers = min(num_workers, len(batches))
-    shared_memory = Path("/dev/shm")
-    most_bytes = num_workers * 3 * batch_size * 2_000_000  # three batches a worker, pictures of up to 400 x 400 float32
-    scarce = shared_memory.is_dir() and shutil.disk_usage(shared_memory).free < most_bytes  # 64 MB in most containers
-    return DataLoader(
-        _Pictures(records, encoder.preprocess),
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=_stack_without_shared_memory if scarce else _stack,
-        pin_memory=on_gpu and not scarce,
-    )
+def _things(encoder):
+    """What the records of an encoder are, for messages."""
+    return "sounds" if getattr(encoder, "modality", "image") == "audio" else "images"
 
 
 def _caption_row(record, caption, row):
@@ -271,10 +245,10 @@ def _write_skipped(out, records, skipped, missing):
         writer.writerows(missing)
 
 
-def _too_many(out, records, skipped, allowed):
+def _too_many(out, records, skipped, allowed, things):
     number, reason = skipped[0]
     return (
-        f"{len(skipped)} of {len(records)} images could not be read, at most {min(allowed, len(records) - 1)} may be skipped; "
+        f"{len(skipped)} of {len(records)} {things} could not be read, at most {min(allowed, len(records) - 1)} may be skipped; "
         f"the first is {_shown(records[number])}: {reason}. "
         f"All are listed in {_skipped_file(out)}: mend or remove them, or raise --max_skipped."
     )

@@ -204,6 +204,8 @@ def join_features(several, names):
                 f"{name} holds {other.width}-wide embeddings ({other.meta.get('encoder')}), {names[0]} holds {first.width} "
                 f"({first.meta.get('encoder')}); files given together need one encoder. Parse one of them again."
             )
+        if other.meta.get("audio") != first.meta.get("audio"):
+            raise UserError(f"{name} and {names[0]} hold sounds under different settings (see meta's audio). Parse one of them again.")
     if len(several) == 1:
         return first
     captions, start = [], 0

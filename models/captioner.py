@@ -30,6 +30,7 @@ class CaptionConfig:
     gpt_config: dict | None = None  # the language model's own config, so that a full checkpoint needs no look-up
     stop_token: str | None = None  # text; None means the tokenizer's end-of-text token
     tune: str = "full"  # what of the language model is trained: "full", or "mapper" (nothing)
+    audio: dict | None = None  # how sounds became the encoder's input (features.audio); None for pictures
 
 
 class ClipCaptionModel(nn.Module):

@@ -41,6 +41,7 @@ def build_model(options, features, say):
         gpt_config=gpt.config.to_diff_dict(),
         stop_token=options.stop_token,
         tune="mapper" if options.only_prefix else "full",
+        audio=features.meta.get("audio"),
     )
     torch.manual_seed(options.seed)
     try:
