@@ -21,9 +21,9 @@ import sys
 from pathlib import Path
 
 from common import Parser, UserError, file_stem, one_line_errors
+from features.audio import SOUND_SUFFIXES
 from features.extract import Record, add_options, check_images, extract_options
 from features.own_data import (
-    SOUND_SUFFIXES,
     add_own_data_options,
     encoder_for,
     extract_files,

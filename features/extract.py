@@ -289,8 +289,8 @@ def _is_path(image):
 
 
 def _place(image):
-    """Where a picture is, as text; "" for one in memory."""
-    return str(image) if _is_path(image) else getattr(image, "key", "")
+    """Where a picture is, as text; "" for one that is in memory, or does not say."""
+    return str(image) if _is_path(image) else getattr(image, "place", "")
 
 
 def _shown(record):

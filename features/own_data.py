@@ -14,7 +14,6 @@ from .splits import split_by_image
 # The usual names of a caption column, the likeliest first; and numbered ones, all of which are taken (caption_1 … caption_5).
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "sentence", "sentences", "description", "descriptions", "alt_text", "txt", "raw")
 NUMBERED_CAPTION = re.compile(r"(caption|text|sentence|comment|raw)_?\d+", re.IGNORECASE)
-SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 
 
 def add_own_data_options(parser, val_share=0.0):

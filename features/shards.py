@@ -30,6 +30,8 @@ class TarPicture(collections.namedtuple("TarPicture", "shard offset size")):
         """A text that names it."""
         return f"{self.shard}, {self.size} bytes from {self.offset}"
 
+    place = key  # shown where a picture is named
+
     def read(self):
         """→ bytes. Raises OSError, or ValueError when the shard has become shorter."""
         with open(self.shard, "rb") as file:

@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-import tiny_towers
 import torch
 from PIL import Image
 
 import tiny
+import tiny_towers
 from common import UserError
 from models.encoders import load_encoder
 

@@ -3,12 +3,12 @@
 import shutil
 
 import pytest
-import tiny_towers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
+import tiny_towers
 from common import UserError, file_stem
 from models.encoders import BUILDERS, load_encoder
 

@@ -4,11 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
-import tiny_towers
 import torch
 from PIL import Image
 
 import tiny
+import tiny_towers
 from common import UserError
 from models.encoders import load_encoder
 from models.similarity import load_text_tower
