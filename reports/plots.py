@@ -65,3 +65,19 @@ def plot_captions(images, captions, path, columns=4):
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     _save(figure, path, dpi=110)
+
+
+def plot_histogram(values, title, label, path):
+    """Draw how often each score occurs, with the mean marked.
+
+    values: list of float, one a caption; label: what they are; path: where the picture goes.
+    """
+    mean = sum(values) / len(values)
+    figure = _figure(figsize=(7, 4))
+    axes = figure.subplots()
+    axes.hist(values, bins=40, color="tab:blue", alpha=0.8)
+    axes.axvline(mean, color="tab:orange", linestyle="--", label=f"mean {mean:.1f}")
+    axes.set(xlabel=label, ylabel="captions", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path, dpi=120)
