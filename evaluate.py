@@ -20,7 +20,7 @@ from prediction.truth import decode_pictures, embed_for_clipscore, load_pictures
 from reports.metrics import CHOICES, usable_metrics
 from reports.origin import describe_origin
 from reports.references import pair_up, read_predictions
-from reports.scores import print_comparison, print_scores, write_scores, write_upload
+from reports.scores import print_comparison, print_scores, upload_rows, write_json, write_scores
 from reports.statistics import compare
 from reports.tokens import tokenize
 
@@ -97,14 +97,14 @@ def main(argv=None):
 
     # The captions: decoded here, or read.
     if options.checkpoint:
-        predictions, config = decode_pictures(pictures, options)
-        systems, sources = [predictions], [options.checkpoint]
+        systems, sources = [decode_pictures(pictures, options)], [options.checkpoint]
     else:
         systems, sources = [read_predictions(path) for path in options.predictions], options.predictions
     for predictions, source in zip(systems, sources):
         keys = pair_up(predictions, references, source)
     check_same_images(systems, sources)
     keys = [key for key in references.captions if key in systems[0]]  # one order, whatever the files'
+    upload = upload_rows(systems[0], keys) if options.upload else None
 
     # Scores.
     truth = prepare_truth(keys, references)
@@ -152,7 +152,7 @@ def main(argv=None):
         plot_histogram([100 * score for score in best[0]], title, f"{HISTOGRAMS[options.histogram]} of a caption (× 100)", path)
         print(f"wrote {path}")
     if options.upload:
-        write_upload(options.upload, systems[0], keys)
+        write_json(options.upload, upload)
         print(f"wrote {options.upload}")
     return 0
 

@@ -16,6 +16,7 @@ from common import Parser, UserError, one_line_errors
 from prediction.captions import add_decoding_options, caption_all, check_width
 from prediction.inputs import encode_pictures, find_pictures, image_id_of
 from prediction.outputs import print_captions, write_captions
+from prediction.rerank import caption_and_rerank
 
 
 def build_parser():
@@ -28,6 +29,8 @@ def build_parser():
     parser.add_argument("--gpt2_type", help="language model to build on, where not the checkpoint's")
     parser.add_argument("--clip_model_type", help="image encoder, where not the checkpoint's")
     add_decoding_options(parser)
+    group = parser.add_argument_group("choosing")
+    group.add_argument("--rerank", choices=("clip",), help="take, of --beam_size captions, the one that CLIP finds nearest to the picture")
     group = parser.add_argument_group("output")
     group.add_argument("--out", help="file for the captions: .csv, .json (COCO results) or .jsonl")
     group.add_argument("--plot", help="picture of the images with their captions")
@@ -49,6 +52,8 @@ def check_options(parser, options):
         parser.error(f"--out is {options.out}; expected a name ending in .csv, .json or .jsonl")
     if options.plot and options.data:
         parser.error("--plot needs pictures; a feature file holds none. Name the pictures in place of --data")
+    if options.rerank and options.decoding == "greedy":
+        parser.error("--rerank needs several captions an image to choose from; take --decoding beam or sample")
     if options.batch_size < 1:
         parser.error(f"--batch_size is {options.batch_size}; expected at least 1")
 
@@ -101,7 +106,11 @@ def main(argv=None):
     captions = []
     for model, embedding, checkpoint in zip(models, embeddings, options.checkpoint):
         check_width(model, embedding.shape[1], options.data or model.config.encoder, checkpoint)
-        captions.append(caption_all(model, embedding, options))
+        if options.rerank:
+            encoder = options.clip_model_type or (features.meta.get("encoder") if options.data else None) or model.config.encoder
+            captions.append(caption_and_rerank(model, embedding, options, encoder))
+        else:
+            captions.append(caption_all(model, embedding, options))
     columns = [Path(checkpoint).stem for checkpoint in options.checkpoint]
     columns = columns if len(set(columns)) == len(columns) else list(options.checkpoint)
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from common import UserError
+from reports.clipscore import TEXT_PREFIX
 from reports.references import Prediction, References, image_key, list_some, name_domain, read_references
 
 from .captions import caption_all, check_width
@@ -54,7 +55,7 @@ def load_references(path):
 
 
 def decode_pictures(pictures, options):
-    """Caption every image of a feature file with options.checkpoint → dict of key → Prediction, and the checkpoint's config."""
+    """Caption every image of a feature file with options.checkpoint → dict of key → Prediction."""
     import torch
 
     from models.checkpoints import load_checkpoint
@@ -70,26 +71,43 @@ def decode_pictures(pictures, options):
     for key, of_image in zip(pictures.rows, captions):
         texts, scores, ended = (list(column) for column in zip(*of_image))
         predictions[key] = Prediction(pictures.ids[key], texts, scores, ended)
-    return predictions, model.config
+    return predictions
 
 
 def load_tower(pictures, name, device):
-    """The text tower that goes with a feature file's encoder → TextTower. Raises UserError where the encoder has none.
+    """The text tower that goes with a feature file's encoder, and the encoder's name. Raises UserError where there is none.
 
     name: the encoder, where the file does not say or says wrongly.
     """
-    from models.encoders import pick_device
-    from models.similarity import load_text_tower
-
     name = name or pictures.features.meta.get("encoder")
     if not name:
         raise UserError("the feature file does not name its encoder, whose text tower clipscore wants. Give --clip_model_type.")
     if pictures.features.clip_embedding.dim() != 2:
         raise UserError("clipscore wants one embedding an image; the feature file holds several. Extract pooled features.")
+    return find_tower(name, device, "clipscore"), name
+
+
+def find_tower(name, device, wish):
+    """The text tower of an encoder → TextTower. Raises UserError where it has none; wish: what wants it, for the error."""
+    from models.encoders import pick_device
+    from models.similarity import load_text_tower
+
     tower = load_text_tower(name, pick_device(device))
     if tower is None:
-        raise UserError(f"{name} has no text tower, which clipscore wants. Take features of a CLIP, or leave clipscore out.")
-    return tower, name
+        raise UserError(f"{name} has no text tower, which {wish} wants. Take a CLIP's features and checkpoint, or leave it out.")
+    return tower
+
+
+def embed_texts(tower, name, texts):
+    """Captions in the joint space, with the words that CLIPScore puts before them → float32 [N, J] tensor on the CPU.
+
+    name: the encoder's.
+    """
+    import torch
+
+    prefix = "" if name.startswith(NO_TEXT_PREFIX) else TEXT_PREFIX
+    batches = [[prefix + text for text in texts[start : start + TEXT_BATCH]] for start in range(0, len(texts), TEXT_BATCH)]
+    return torch.cat([tower.encode_text(batch).cpu().float() for batch in batches])
 
 
 def embed_for_clipscore(tower, name, pictures, keys, candidates, references):
@@ -97,19 +115,12 @@ def embed_for_clipscore(tower, name, pictures, keys, candidates, references):
 
     keys: list of N; candidates: list of str; references: list of lists of str.
     """
-    import torch
-
-    from reports.clipscore import TEXT_PREFIX
-
-    prefix = "" if name.startswith(NO_TEXT_PREFIX) else TEXT_PREFIX
     absent = [key for key in keys if key not in pictures.rows]
     if absent:
         raise UserError(f"{len(absent):,} images have no embedding in the feature file: {list_some(absent)}. Give features of these.")
     embedding = pictures.features.clip_embedding[[pictures.rows[key] for key in keys]].float()
     texts = list(dict.fromkeys([*candidates, *(text for several in references for text in several)]))
     place = {text: number for number, text in enumerate(texts)}
-    batches = [[prefix + text for text in texts[start : start + TEXT_BATCH]] for start in range(0, len(texts), TEXT_BATCH)]
-    encoded = torch.cat([tower.encode_text(batch).cpu() for batch in batches])
     images = tower.project(embedding).cpu().numpy()
-    encoded = encoded.float().numpy()
+    encoded = embed_texts(tower, name, texts).numpy()
     return images, encoded[[place[text] for text in candidates]], [encoded[[place[text] for text in several]] for several in references]

@@ -146,6 +146,9 @@ def _score_meteor(truth, results):
     counts = []
 
     class Recording(Meteor):
+        def __del__(self):
+            """Nothing: the process is ended below. The library's own waits for ever for a lock that an error has left held."""
+
         def _stat(self, hypothesis_str, reference_list):
             # "|||" divides the fields of a line: one within a reference would make two of it.
             line = super()._stat(hypothesis_str, [reference.replace("|||", "") for reference in reference_list])

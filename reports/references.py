@@ -6,6 +6,7 @@ nocaps' (.json), or Clotho's captions (.csv).
 
 import csv
 import dataclasses
+import io
 import json
 import re
 from pathlib import Path
@@ -87,7 +88,7 @@ def read_predictions(path):
     what = 'predictions: [{"image_id": …, "caption": …}, …], or what predict.py --out writes as .json, .jsonl or .csv'
     suffix = Path(path).suffix.lower()
     if suffix == ".csv":
-        rows = list(csv.DictReader(_read_text(path, what).splitlines(keepends=True)))
+        rows = list(csv.DictReader(io.StringIO(_read_text(path, what), newline="")))
     elif suffix == ".jsonl":
         try:
             rows = [json.loads(line) for line in _read_text(path, what).split("\n") if line.strip()]
@@ -150,7 +151,7 @@ def read_references(path):
 
 def _read_clotho(path):
     what = "references: Clotho's file_name, caption_1, caption_2, …"
-    rows = csv.DictReader(_read_text(path, what).splitlines(keepends=True))
+    rows = csv.DictReader(io.StringIO(_read_text(path, what), newline=""))
     columns = [name for name in rows.fieldnames or [] if re.fullmatch(r"caption_\d+", name or "")]
     if "file_name" not in (rows.fieldnames or []) or not columns:
         raise UserError(f"{path} has the columns {list_some(rows.fieldnames or [])}; expected {what}.")

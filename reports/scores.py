@@ -107,18 +107,18 @@ def write_scores(path, about, scored, systems, keys, sources, comparison, made_b
                 row["captions"] = prediction.captions
             row["metrics"] = {name: round(float(metric.per_image[place]), ROUNDED) for name, metric in one.metrics.items()}
             rows.append(row)
-        _write_json(beside, rows)
+        write_json(beside, rows)
     content = {**about, **blocks[0]}
     if len(blocks) > 1:
         content["other"] = {"predictions": str(sources[1]), **blocks[1]}
     if comparison:
         content["comparison"] = comparison
     content["made_by"] = made_by
-    _write_json(path, content, indent=2)
+    write_json(path, content, indent=2)
 
 
-def write_upload(path, predictions, keys):
-    """Write what nocaps' server takes: [{"image_id": int, "caption": str}]. Raises UserError when an id is not nocaps' number."""
+def upload_rows(predictions, keys):
+    """What nocaps' server takes: [{"image_id": int, "caption": str}]. Raises UserError when an id is not nocaps' number."""
     rows, odd = [], []
     for key in keys:
         prediction = predictions[key]
@@ -128,9 +128,10 @@ def write_upload(path, predictions, keys):
         rows.append({"image_id": int(prediction.image_id), "caption": prediction.captions[0]})
     if odd:
         raise UserError(f"{len(odd):,} image ids are not nocaps' numbers: {list_some(odd)}. Give predictions with the ids of nocaps' JSON.")
-    _write_json(path, rows)
+    return rows
 
 
-def _write_json(path, content, indent=None):
+def write_json(path, content, indent=None):
+    """Write plain values as JSON, whole or not at all."""
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
