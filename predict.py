@@ -33,6 +33,7 @@ def build_parser():
     group.add_argument("--rerank", choices=("clip",), help="take, of --beam_size captions, the one that CLIP finds nearest to the picture")
     group = parser.add_argument_group("output")
     group.add_argument("--out", help="file for the captions: .csv, .json (COCO results) or .jsonl")
+    group.add_argument("--explain", help="picture of what the words of the first caption attend to in the prefix")
     group.add_argument("--plot", help="picture of the images with their captions")
     group = parser.add_argument_group("running")
     group.add_argument("--device", default="auto", help="cuda, mps, cpu or auto (default auto: the best there is)")
@@ -118,6 +119,16 @@ def main(argv=None):
     if options.out:
         write_captions(options.out, ids, names, columns, captions)
         print(f"wrote {options.out}")
+    if options.explain:
+        from reports.explain import explain_caption
+        from reports.plots import plot_explanation
+
+        text = captions[0][0][0][0]
+        if not text.strip():
+            raise UserError(f"the caption of {names[0]} is empty: there is nothing to explain.")
+        found = explain_caption(models[0], embeddings[0][:1], text)
+        plot_explanation(found["words"], found["attention"], found["nearest"], f"{names[0]}: {text}", options.explain)
+        print(f"wrote {options.explain}")
     if options.plot:
         from models.images import read_image
         from reports.plots import plot_captions
