@@ -92,7 +92,7 @@ def plot_explanation(words, attention, nearest, title, path):
     figure = _figure(figsize=(3 + 0.45 * length, 2.6 + 0.3 * count))
     axes = figure.subplots()
     shown = axes.imshow(attention, cmap="viridis", aspect="auto", vmin=0)
-    labels = [f"{place}: " + ", ".join(f"{word or '␣'} {value:.2f}" for word, value in several) for place, several in enumerate(nearest)]
+    labels = [f"{place}: " + "  ".join(f"{word or '␣'} {value:.2f}" for word, value in several) for place, several in enumerate(nearest)]
     axes.set_xticks(range(length), [label.replace("$", r"\$") for label in labels], rotation=60, ha="right", fontsize=7)
     axes.set_yticks(range(count), [(word or "␣").replace("$", r"\$") for word in words], fontsize=9)
     axes.set(xlabel="prefix vector and the words nearest to it (cosine)", ylabel="word of the caption")
