@@ -20,7 +20,7 @@ def coco(workdir):
 def captioned(mini_demo, tmp_path_factory):
     """scores.json and what goes with it, of the mini demo's checkpoint on its held-out pictures: the folder."""
     folder = tmp_path_factory.mktemp("captioned")
-    words = ["--data", mini_demo / "heldout.pkl", "--checkpoint", mini_demo / "checkpoints/demo-002.pt", "--device", "cpu", *FAST]
+    words = ["--data", mini_demo / "heldout.pkl", "--checkpoint", mini_demo / "checkpoints/demo-003.pt", "--device", "cpu", *FAST]
     words += ["--train_data", mini_demo / "train.pkl", "--num_captions", 5, "--entry_length", 30, "--histogram", "bleu4"]
     run(*words, "--out", folder / "scores.json")
     return folder
@@ -38,7 +38,7 @@ def test_a_checkpoint_is_scored_on_a_feature_file_with_all_that_made_the_scores(
     made_by = found["made_by"]
     assert made_by["command"].startswith("python evaluate.py --data ") and made_by["seed"] == 0
     assert {"python", "torch", "java", "pycocoevalcap"} <= set(made_by["versions"])
-    assert {path.rpartition("/")[2] for path in made_by["sha256"]} == {"heldout.pkl", "demo-002.pt", "train.pkl"}
+    assert {path.rpartition("/")[2] for path in made_by["sha256"]} == {"heldout.pkl", "demo-003.pt", "train.pkl"}
     assert all(len(digest) == 64 for digest in made_by["sha256"].values())
     rows = read(captioned / "scores.predictions.json")
     assert len(rows) == 40 and all(len(row["captions"]) == 5 and row["captions"][0] == row["caption"] for row in rows)
@@ -55,7 +55,7 @@ def test_the_captions_it_writes_score_the_same_when_read_back(captioned, mini_de
 
 
 def test_what_predict_writes_can_be_scored_in_each_of_its_formats(captioned, mini_demo, workdir):
-    words = ["--checkpoint", str(mini_demo / "checkpoints/demo-002.pt"), "--data", str(mini_demo / "heldout.pkl"), "--device", "cpu"]
+    words = ["--checkpoint", str(mini_demo / "checkpoints/demo-003.pt"), "--data", str(mini_demo / "heldout.pkl"), "--device", "cpu"]
     expected = read(captioned / "scores.json")["scores"]
     for suffix in ("json", "jsonl", "csv"):
         assert predict.main([*words, "--entry_length", "30", "--num_captions", "2", "--out", f"captions.{suffix}"]) == 0

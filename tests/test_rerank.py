@@ -29,7 +29,7 @@ def test_the_nearest_caption_comes_first_and_equal_ones_keep_their_order():
 
 def test_reranked_captions_lie_nearer_to_their_pictures(mini_demo, monkeypatch, workdir):
     tower = stand_in_tower(mini_demo, monkeypatch)()
-    words = ["-C", str(mini_demo / "checkpoints/demo-002.pt"), "--data", str(mini_demo / "heldout.pkl"), "--device", "cpu"]
+    words = ["-C", str(mini_demo / "checkpoints/demo-003.pt"), "--data", str(mini_demo / "heldout.pkl"), "--device", "cpu"]
     words += ["--entry_length", "30"]
     assert predict.main([*words, "--out", "plain.json"]) == 0
     assert predict.main([*words, "--rerank", "clip", "--out", "reranked.json"]) == 0
@@ -48,7 +48,7 @@ def test_reranked_captions_lie_nearer_to_their_pictures(mini_demo, monkeypatch, 
 
 def test_reranking_needs_a_text_tower_and_several_captions(mini_demo, monkeypatch, workdir, capsys):
     stand_in_tower(mini_demo, monkeypatch)
-    words = ["-C", str(mini_demo / "checkpoints/demo-002.pt"), "--data", str(mini_demo / "heldout.pkl"), "--rerank", "clip", "--device=cpu"]
+    words = ["-C", str(mini_demo / "checkpoints/demo-003.pt"), "--data", str(mini_demo / "heldout.pkl"), "--rerank", "clip", "--device=cpu"]
     for more, expected in ((["--clip_model_type", "tinyvit"], "tinyvit has no text tower"), (["--decoding", "greedy"], "beam or sample")):
         with pytest.raises(SystemExit) as end:
             predict.main([*words, *more])
