@@ -36,7 +36,8 @@ def build_model(options, features, say):
         clip_length=options.prefix_length_clip,
         mapping_type=options.mapping_type,
         num_layers=options.num_layers,
-        normalize_prefix=options.normalize_prefix,
+        # Features stored normalised train a mapper that pictures must reach normalised too.
+        normalize_prefix=options.normalize_prefix or bool(features.meta.get("normalized")),
         gpt2_type=gpt2_type,
         gpt_config=gpt.config.to_diff_dict(),
         stop_token=options.stop_token,
