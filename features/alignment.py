@@ -45,7 +45,15 @@ def compare_pairs(report, features, good, towers, sample, seed, encoder=None):
         report.facts["alignment"] = {"verdict": "not tested", "reason": reason}
         report.notes.append(f"captions were not compared with their images: {reason}")
         return
-    figures = report.facts["alignment"] = measure_alignment(tower, features.clip_embedding, images, texts)
+    try:
+        figures = measure_alignment(tower, features.clip_embedding, images, texts)
+    except UserError as error:
+        if encoder:
+            raise
+        report.facts["alignment"] = {"verdict": "not tested", "reason": str(error)}
+        report.problems.append(f"embeddings are not what {name} gives: {error}")
+        return
+    report.facts["alignment"] = figures
     shown = (
         f"mean cosine {figures['true_cosine']:.4f} with its own caption, {figures['shuffled_cosine']:.4f} with another "
         f"({figures['pairs']:,} images, {figures['standard_errors']:.1f} standard errors apart)"

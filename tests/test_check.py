@@ -96,6 +96,16 @@ def test_rows_out_of_step_from_some_row_on_are_located(tmp_path, capsys, monkeyp
     assert run(capsys, save(tmp_path / "b.pkl", texts=texts, embedding=images))[1][0]["alignment"]["verdict"] == "aligned"
 
 
+def test_embeddings_that_do_not_fit_the_named_encoder_are_a_problem(tmp_path, capsys, monkeypatch):
+    tower = types.SimpleNamespace(encode_text=lambda texts: torch.ones(len(texts), 4), project=lambda rows: rows)
+    monkeypatch.setitem(sys.modules, "models.similarity", types.SimpleNamespace(load_text_tower=lambda name, device="cpu": tower))
+    problems, _ = run(capsys, save(tmp_path / "a.pkl"), code=1)
+    assert len(problems) == 1 and "not what ViT-B/32 gives" in problems[0] and "16 wide" in problems[0]
+    with pytest.raises(SystemExit) as end:
+        check.main([str(tmp_path / "a.pkl"), "--clip_model_type", "ViT-B/16"])
+    assert end.value.code == 2
+
+
 def test_a_good_file_has_no_problem_and_says_what_was_not_tested(tmp_path, capsys, no_towers):
     assert check.main([save(tmp_path / "a.pkl")]) == 0
     said = capsys.readouterr().out
