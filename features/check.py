@@ -157,7 +157,7 @@ def _check_captions(report, features):
         stripped = text.strip()
         count = len(stripped.split())
         words += count
-        hashes[number] = hash(stripped.lower())
+        hashes[number] = hash(stripped.lower()) if stripped else number  # blank ones are told of already
         if not stripped:
             found["blank"].append(number)
         elif count > LONG_WORDS or len(stripped) > LONG_LETTERS:
@@ -179,7 +179,7 @@ def _check_captions(report, features):
     elsewhere = np.flatnonzero((times[which] > 1) & (rows != rows[first[which]]))
     on_several = np.isin(which, np.unique(which[elsewhere]))
     report.facts["duplicate_caption_share"] = round(float(on_several.mean()), 4)
-    commonest = int(first[times.argmax()])
+    commonest = int(first[times == times.max()].min())
     example = [f"{times.max():,} times {texts[commonest].strip()[:40]!r}"]
     report.add(int(on_several.sum()), total, "captions stand at several images", False, example)
 
