@@ -17,7 +17,7 @@ class CaptionData:
 
     def name_captions(self, numbers):
         """A few captions by image_id and text, for messages."""
-        shown = [self.features.captions[number] for number in numbers[:5]]
+        shown = [self.features.captions[int(number)] for number in numbers[:5]]
         more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
         return "; ".join(f"{caption['image_id']}: {caption['caption'].strip()[:60]!r}" for caption in shown) + more
 
@@ -27,17 +27,17 @@ def load_data(paths, is_rn, say):
 
     Raises UserError when files do not fit one another, when --is_rn does not fit them, or when no caption is left.
     """
-    from features.store import Features, group_by_image, join_features, load_features
+    from features.store import drop_empty_captions, group_by_image, join_features, load_features
 
     features = join_features([group_by_image(load_features(path)) for path in paths], paths)
     if is_rn and features.width != 640:
         raise UserError(f"--is_rn expects 640-wide embeddings (RN50x4); {paths[0]} holds {features.width}. Leave --is_rn out.")
-    kept = [caption for caption in features.captions if caption["caption"].strip()]
-    if len(kept) < len(features.captions):
-        say(f"{len(features.captions) - len(kept):,} empty captions left out")
-    if not kept:
+    features, dropped = drop_empty_captions(features)
+    if dropped:
+        say(f"{dropped:,} empty captions left out")
+    if not len(features.captions):
         raise UserError(f"{paths[0]} holds empty captions only: nothing to learn from.")
-    return Features(features.clip_embedding, kept, features.meta)
+    return features
 
 
 def load_validation_data(paths, trained_on, options, say):
@@ -65,7 +65,7 @@ def tokenize_data(features, model, options, say, path):
     positions = getattr(model.gpt.config, "max_position_embeddings", None)
     room = None if positions is None else positions - options.prefix_length
     end_token_id = tokenizer.eos_token_id if stops_at_end else None
-    texts = [caption["caption"] for caption in features.captions]
+    texts = features.texts
     cache, writes = Path(path).with_name(Path(path).name + ".tokens.npz"), os.environ.get("RANK", "0") == "0"
     if options.cut_captions:
         tokens = tokenize_with_cache(texts, tokenizer, end_token_id, None, cache, writes)

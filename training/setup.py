@@ -29,6 +29,10 @@ def build_model(options, features, say):
         for module in gpt.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = options.gpt2_dropout
+    # Features stored normalised train a mapper that pictures, which the encoder gives unnormalised, must reach normalised too.
+    stored_normalized = bool(features.meta.get("normalized"))
+    if stored_normalized and not options.normalize_prefix:
+        say("the features are stored normalised: --normalize_prefix is on")
     config = CaptionConfig(
         encoder=encoder,
         clip_width=features.width,
@@ -36,7 +40,7 @@ def build_model(options, features, say):
         clip_length=options.prefix_length_clip,
         mapping_type=options.mapping_type,
         num_layers=options.num_layers,
-        normalize_prefix=options.normalize_prefix,
+        normalize_prefix=options.normalize_prefix or stored_normalized,
         gpt2_type=gpt2_type,
         gpt_config=gpt.config.to_diff_dict(),
         stop_token=options.stop_token,
