@@ -102,22 +102,30 @@ class PackedBatch:
     predict_slots: object  # [T] slots whose output predicts
     labels: object  # [T] the tokens predicted there
     clip_embedding: object = None  # [I, D] float, filled in by the caller: embeddings[image_rows]
+    packed: bool = True  # False: one caption a row, with a prefix of its own
 
     def to(self, device):
         """The same batch with every tensor on `device`."""
-        return PackedBatch(*(None if t is None else t.to(device, non_blocking=True) for t in vars(self).values()))
+        moved = {name: t.to(device, non_blocking=True) for name, t in vars(self).items() if hasattr(t, "to")}
+        return dataclasses.replace(self, **moved)
 
 
-def pack_captions(caption_numbers, tokens, caption_rows, prefix_length, ignore_index=None, blocks_a_row=BLOCKS_A_ROW):
+def pack_captions(
+    caption_numbers, tokens, caption_rows, prefix_length, ignore_index=None, blocks_a_row=BLOCKS_A_ROW, packed=True
+):
     """Lay captions out in rows around the prefixes they share → PackedBatch.
 
     caption_numbers: int [n]; tokens: Tokens of the whole set; caption_rows: int [C] image row of each caption.
     ignore_index: a token that is read but never predicted (the published code ignores 0, which is "!").
+    packed: False gives every caption a row and a prefix of its own, for language models that take no mask of packed rows.
     """
     import torch
 
     caption_numbers = np.asarray(caption_numbers)
     image_rows, block_of = np.unique(np.asarray(caption_rows)[caption_numbers], return_inverse=True)
+    if not packed:
+        caption_numbers = caption_numbers[np.argsort(block_of, kind="stable")]
+        image_rows, block_of, blocks_a_row = np.asarray(caption_rows)[caption_numbers], np.arange(len(caption_numbers)), (1,)
     by_block = np.argsort(block_of, kind="stable")
     caption_numbers, block_of = caption_numbers[by_block], block_of[by_block]
     lengths = tokens.offsets[caption_numbers + 1] - tokens.offsets[caption_numbers]
@@ -153,7 +161,8 @@ def pack_captions(caption_numbers, tokens, caption_rows, prefix_length, ignore_i
         predict_slots, labels = predict_slots[kept], labels[kept]
 
     grid = (array.reshape(rows, slots) for array in (input_ids, position_ids, block_ids, caption_ids))
-    return PackedBatch(*(torch.from_numpy(array) for array in (image_rows, *grid, prefix_slots, predict_slots, labels)))
+    arrays = (image_rows, *grid, prefix_slots, predict_slots, labels)
+    return PackedBatch(*(torch.from_numpy(array) for array in arrays), packed=packed)
 
 
 def _row_cost(rows, slots):

@@ -12,6 +12,18 @@ class CaptionData:
     features: object  # features.store.Features, one row an image
     tokens: object  # features.packing.Tokens of its captions
     caption_rows: object  # int64 [C], the row of each caption
+    prefix_length: int  # P
+    ignore_index: int | None = None  # a token left out of the loss
+    packed: bool = True  # whether captions share rows and prefixes
+
+    def pack(self, numbers, **layout):
+        """Lay these captions out in a batch, with the embeddings of their images → features.packing.PackedBatch."""
+        from features.packing import pack_captions
+
+        layout = {"packed": self.packed, **layout}
+        batch = pack_captions(numbers, self.tokens, self.caption_rows, self.prefix_length, self.ignore_index, **layout)
+        batch.clip_embedding = self.features.clip_embedding[batch.image_rows].float()
+        return batch
 
     def name_captions(self, numbers):
         """A few captions by image_id and text, for messages."""
@@ -55,7 +67,7 @@ def tokenize_data(features, model, options, say):
     from features.packing import cut_captions, published_length, tokenize_captions
 
     tokenizer = model.tokenizer
-    stops_at_end = options.stop_token in (None, tokenizer.eos_token)
+    stops_at_end = options.stop_token is None or options.stop_token == tokenizer.eos_token
     positions = getattr(model.gpt.config, "max_position_embeddings", None)
     room = None if positions is None else positions - options.prefix_length
     end_token_id = tokenizer.eos_token_id if stops_at_end else None
@@ -68,4 +80,4 @@ def tokenize_data(features, model, options, say):
         tokens = tokenize_captions(texts, tokenizer, end_token_id, room)
     if tokens.cut:
         say(f"{tokens.cut:,} of {len(tokens):,} captions cut to {tokens.lengths.max()} tokens")
-    return CaptionData(features, tokens, features.caption_rows)
+    return CaptionData(features, tokens, features.caption_rows, options.prefix_length, options.ignore_index)
