@@ -100,7 +100,7 @@ def main(argv=None):
 
     captions = []
     for model, embedding, checkpoint in zip(models, embeddings, options.checkpoint):
-        check_width(model, embedding.shape[1], options.data or model.config.encoder, checkpoint)
+        check_width(model, embedding.shape[-1], options.data or model.config.encoder, checkpoint)
         captions.append(caption_all(model, embedding, options))
     columns = [Path(checkpoint).stem for checkpoint in options.checkpoint]
     columns = columns if len(set(columns)) == len(columns) else list(options.checkpoint)

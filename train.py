@@ -5,10 +5,16 @@
   transformer mapper, GPT-2 frozen:
     python train.py --only_prefix --data ./data/coco/oscar_split_ViT-B_32_train.pkl --out_dir ./coco_train/ \\
         --mapping_type transformer --num_layers 8 --prefix_length 40 --prefix_length_clip 40
+  other ways of tuning, other language models:
+    python train.py --data train.pkl --out_dir ./lora/ --tune lora --lr 1e-4 --mapper_lr 2e-5 --init_from coco_weights.pt
+    python train.py --data train.pkl --out_dir ./opt/ --language_model facebook/opt-125m --tune ends --warmup_ratio 0.1
   a short run on a CPU, to see that everything works:
     python train.py --data train.pkl --out_dir ./try/ --max_steps 20 --warmup_steps 5 --lr 1e-4 --log_every 1
   several GPUs:
     accelerate launch train.py --data train.pkl --out_dir ./coco_train/
+
+With --tune mapper, ends, head or lora checkpoints hold what was trained, and the mapper; --save_full writes everything (adapters merged
+into the weights beneath them).
 
 Writes into --out_dir, under the stem --prefix: {prefix}-000.pt, -001.pt, … (weights after each epoch), {prefix}_latest.pt (weights
 within an epoch), {prefix}_best.pt (the epoch with the lowest --val_data loss), {prefix}.json (the config), {prefix}_metrics.jsonl and
@@ -76,7 +82,7 @@ def main(argv=None):
     if options.max_steps is not None:
         total_steps = min(total_steps, options.max_steps)
     options.warmup_steps = settle_warmup(options.warmup_steps, options.warmup_ratio, total_steps)
-    if not takes_packed_rows(model, data, say):
+    if not takes_packed_rows(model, data, options.bs, say):
         data.packed = False
         if val_data:
             val_data.packed = False

@@ -143,3 +143,9 @@ def stop_token_id(tokenizer, stop_token=None):
     if len(ids) != 1:
         raise ValueError(f"stop token {stop_token!r} is {len(ids)} tokens of this language model; expected one, such as '.'")
     return ids[0]
+
+
+def position_count(gpt):
+    """How many tokens a language model reads at most, prefix included; None where there is no limit."""
+    positions = getattr(gpt.config, "max_position_embeddings", None)
+    return positions if positions is not None else getattr(gpt.config, "max_seq_len", None)

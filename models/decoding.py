@@ -9,7 +9,7 @@ from transformers.cache_utils import DynamicLayer
 
 from common import UserError
 
-from .captioner import stop_token_id
+from .captioner import position_count, stop_token_id
 
 DECODINGS = ("beam", "greedy", "sample")
 
@@ -51,7 +51,7 @@ def generate(
         raise UserError(f"top_p is {top_p}; expected more than 0 and at most 1")
     if entry_length < 1:
         raise UserError(f"entry_length is {entry_length}; expected at least 1 token")
-    positions = getattr(model.gpt.config, "max_position_embeddings", None)
+    positions = position_count(model.gpt)
     if positions is not None:
         if model.config.prefix_length > positions:
             raise UserError(f"a prefix of {model.config.prefix_length} tokens does not fit the language model's {positions} positions")

@@ -20,8 +20,8 @@ class CaptionData:
         """Lay these captions out in a batch, with the embeddings of their images → features.packing.PackedBatch."""
         from features.packing import pack_captions
 
-        layout = {"packed": self.packed, **layout}
-        batch = pack_captions(numbers, self.tokens, self.caption_rows, self.prefix_length, self.ignore_index, **layout)
+        layout = {"packed": self.packed, "ignore_index": self.ignore_index, **layout}
+        batch = pack_captions(numbers, self.tokens, self.caption_rows, self.prefix_length, **layout)
         batch.clip_embedding = self.features.clip_embedding[batch.image_rows].float()
         return batch
 
@@ -65,10 +65,11 @@ def load_validation_data(paths, trained_on, options, say):
 def tokenize_data(features, model, options, say):
     """Tokenise the captions, with the end-of-text token as last target where captions stop there → CaptionData."""
     from features.packing import cut_captions, published_length, tokenize_captions
+    from models.captioner import position_count
 
     tokenizer = model.tokenizer
     stops_at_end = options.stop_token is None or options.stop_token == tokenizer.eos_token
-    positions = getattr(model.gpt.config, "max_position_embeddings", None)
+    positions = position_count(model.gpt)
     room = None if positions is None else positions - options.prefix_length
     end_token_id = tokenizer.eos_token_id if stops_at_end else None
     texts = [caption["caption"] for caption in features.captions]
@@ -78,6 +79,9 @@ def tokenize_data(features, model, options, say):
         tokens = cut_captions(tokens, longest if room is None else min(longest, room))
     else:
         tokens = tokenize_captions(texts, tokenizer, end_token_id, room)
+    table = model.gpt.get_input_embeddings().weight.shape[0]
+    if len(tokens.ids) and tokens.ids.max() >= table:
+        raise UserError(f"the tokenizer gives token {tokens.ids.max()}; the language model knows {table}. They do not belong together.")
     if tokens.cut:
         say(f"{tokens.cut:,} of {len(tokens):,} captions cut to {tokens.lengths.max()} tokens")
     return CaptionData(features, tokens, features.caption_rows, options.prefix_length, options.ignore_index)

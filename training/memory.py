@@ -52,8 +52,7 @@ def count_activations(model, data, options, precision):
             model.train()
             with autocast, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
                 model(fake)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        print(repr(error))
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return None
     finally:
         model.train(was_training)

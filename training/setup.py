@@ -12,7 +12,7 @@ def build_model(options, features, say):
     """
     import torch
 
-    from models.captioner import CaptionConfig, ClipCaptionModel, stop_token_id
+    from models.captioner import CaptionConfig, ClipCaptionModel, position_count, stop_token_id
     from models.checkpoints import load_state, read_state_dict
     from models.tuning import beneath_adapters, default_targets, kept_names, mark_trained
     from models.weights import load_language_model, load_tokenizer
@@ -22,7 +22,7 @@ def build_model(options, features, say):
     if not options.gpt2_type:
         say(f"language model: {gpt2_type} (the default for {encoder or 'these'} features)")
     gpt, tokenizer = load_language_model(gpt2_type), load_tokenizer(gpt2_type)
-    positions = getattr(gpt.config, "max_position_embeddings", None)
+    positions = position_count(gpt)
     if positions is not None and options.prefix_length > positions - 2:
         found = f"--prefix_length {options.prefix_length} leaves no room for captions"
         raise UserError(f"{found}: {gpt2_type} has {positions} positions. Take a shorter one.")
@@ -90,11 +90,13 @@ def describe_run(model, data, options, total_steps, precision, say):
         say(f"  {part:<16} {of_it:>14,} of {size:>14,}")
     estimate = estimate_memory(model, data, options, precision)
     if estimate:
-        gib = {name: f"{size / 2**30:.2f}" for name, size in estimate.items()}
+        mib = {name: f"{size / 2**20:,.0f}" for name, size in estimate.items()}
         say(
-            f"memory: about {gib['peak']} GiB at the peak of a step (weights {gib['weights']}, gradients {gib['gradients']}, "
-            f"optimiser {gib['optimiser']}, activations {gib['activations']}), beside the program's own"
+            f"memory: about {mib['peak']} MiB at the peak of a step, beside the program's own (weights {mib['weights']}, gradients "
+            f"{mib['gradients']}, optimiser {mib['optimiser']}, activations {mib['activations']})"
         )
+    else:
+        say("memory: not estimated for this language model")
     if options.warmup_steps > total_steps:
         say(
             f"warm-up of {options.warmup_steps:,} steps is longer than the run of {total_steps:,}: the learning rate will reach "
