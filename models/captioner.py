@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .mappers import build_mapper
-from .tuning import apply_tuning, set_modes
+from .tuning import apply_tuning, rest_untrained
 
 
 @dataclasses.dataclass
@@ -63,7 +63,8 @@ class ClipCaptionModel(nn.Module):
     def train(self, mode=True):
         """Switch to training; what has no trained parameters stays in eval mode, without dropout."""
         super().train(mode)
-        set_modes(self)
+        if mode:
+            rest_untrained(self)
         return self
 
     @property

@@ -101,7 +101,7 @@ def mark_trained(model):
             parameter.requires_grad_(is_adapter(name))
 
 
-def set_modes(model):
+def rest_untrained(model):
     """After model.train(): put what has no trained parameters back into eval mode.
 
     mapper and head: the whole language model; lora: all of it but the adapters (which have a dropout of their own); ends: the

@@ -33,13 +33,11 @@ def count_activations(model, data, options, precision):
 
     numbers = plan_epoch(data.caption_rows, options.bs, options.sampling)[0]
     batch = data.pack(numbers[: -(-len(numbers) // options.accumulate)])
-    own = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
-    kept = {}
+    kept = {}  # storage → its bytes and the tensor, which is held so that no other takes its place
 
     def count(tensor):
-        if id(tensor) not in own:
-            storage = tensor.untyped_storage()
-            kept[storage._cdata] = (storage.nbytes(), tensor)  # the tensor is held, so that no other takes its place
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = (storage.nbytes(), tensor)
         return tensor
 
     was_training = model.training
@@ -49,15 +47,17 @@ def count_activations(model, data, options, precision):
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             fake = batch.to("cpu")
             fake = type(batch)(**{name: mode.from_tensor(t) if hasattr(t, "to") else t for name, t in vars(fake).items()})
+            own = {name: mode.from_tensor(t) for name, t in (*model.named_parameters(), *model.named_buffers())}
             model.train()
             with autocast, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-                model(fake)
+                torch.func.functional_call(model, own, (fake,))
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return None
     finally:
         model.train(was_training)
         torch.set_rng_state(states)
-    activations = sum(size for size, _ in kept.values())
+    weights = {tensor.untyped_storage()._cdata for tensor in own.values()}
+    activations = sum(size for storage, (size, _) in kept.items() if storage not in weights)
     if options.gradient_checkpointing:
         blocks = len(find_blocks(model.gpt)[1])
         width = model.gpt.get_input_embeddings().weight.shape[1]
