@@ -177,8 +177,6 @@ def test_a_tokenizer_without_an_end_wants_a_stop_token(workdir, language_models,
 
 
 def test_a_tokenizer_of_another_language_model_is_named(workdir, language_models, capsys):
-    import shutil
-
     folder = workdir / "small"
     tokenizer, model = tiny.train_tokenizer(), tiny.random_gpt2(50)
     model.save_pretrained(folder)
@@ -189,7 +187,9 @@ def test_a_tokenizer_of_another_language_model_is_named(workdir, language_models
     assert "the language model knows 50" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, address", [("distilgpt2", "/distilbert/distilgpt2 "), ("gpt2", "/openai-community/gpt2 "), ("a/b", "/a/b ")])
+@pytest.mark.parametrize(
+    "name, address", [("distilgpt2", "/distilbert/distilgpt2 "), ("gpt2", "/openai-community/gpt2 "), ("a/b", "/a/b ")]
+)
 def test_missing_weights_name_their_address(workdir, name, address):
     from common import UserError
 

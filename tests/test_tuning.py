@@ -146,7 +146,11 @@ def test_a_resumed_run_ends_in_the_same_bits(data, language_models, tune, monkey
 
 def test_options_that_shape_the_result_are_part_of_what_a_run_is(data, language_models, capsys):
     run(language_models / "gpt2", "--tune", "lora", "--max_steps", 1)
-    for words, named in ((["--lora_rank", 2], "'rank': 2"), (["--weight_decay", 0.1], "weight_decay 0.0 (now 0.1)"), (["--accumulate", 2], "accumulate 1")):
+    for words, named in (
+        (["--lora_rank", 2], "'rank': 2"),
+        (["--weight_decay", 0.1], "weight_decay 0.0 (now 0.1)"),
+        (["--accumulate", 2], "accumulate 1 (now 2)"),
+    ):
         run(language_models / "gpt2", "--tune", "lora", "--max_steps", 1, "--resume", *words, code=2)
         assert named in capsys.readouterr().err
 

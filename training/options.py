@@ -52,8 +52,8 @@ def build_parser(description):
 
     group = parser.add_argument_group("what is trained", "beside the mapper; without trained parameters a part keeps its dropout off")
     group.add_argument(
-        "--tune", choices=TUNINGS, help="full: the whole language model (default). mapper: nothing of it. ends: embeddings, first block, last "
-        "block, final norm. head: the output layer, untied. lora: low-rank adapters"
+        "--tune", choices=TUNINGS, help="full: the whole language model (default). mapper: nothing of it. ends: embeddings, "
+        "first block, last block, final norm. head: the output layer, untied. lora: low-rank adapters"
     )  # fmt: skip
     group.add_argument("--only_prefix", action="store_true", help="train the mapper only; GPT-2 stays as it is: --tune mapper")
     group.add_argument("--freeze_mapper", action="store_true", help="keep the mapper as --init_from gives it")
@@ -102,8 +102,9 @@ def parse_options(argv, description):
         parser.error("--warmup_ratio and --warmup_steps both set the warm-up; give one")
     if options.warmup_steps is None:
         options.warmup_steps = WARMUP_STEPS
-    at_least = {"accumulate": 1, "prefix_length": 1, "prefix_length_clip": 1, "num_layers": 1, "epochs": 1, "bs": 1, "save_every": 1, "save_steps": 1}
-    for name, least in {**at_least, "log_every": 1, "keep_last": 1, "patience": 1, "warmup_steps": 0, "max_steps": 0, "seed": 0}.items():
+    at_least = {"accumulate": 1, "keep_last": 1, "patience": 1, "warmup_steps": 0, "max_steps": 0, "seed": 0, "log_every": 1}
+    at_least |= {"prefix_length": 1, "prefix_length_clip": 1, "num_layers": 1, "epochs": 1, "bs": 1, "save_every": 1, "save_steps": 1}
+    for name, least in at_least.items():
         value = getattr(options, name)
         if value is not None and value < least:
             parser.error(f"--{name} is {value}; expected at least {least}")
