@@ -8,6 +8,9 @@
   other ways of tuning, other language models:
     python train.py --data train.pkl --out_dir ./lora/ --tune lora --lr 1e-4 --mapper_lr 2e-5 --init_from coco_weights.pt
     python train.py --data train.pkl --out_dir ./opt/ --language_model facebook/opt-125m --tune ends --warmup_ratio 0.1
+  behind a prompt that holds another model's caption of the image:
+    python train.py --data train.pkl --out_dir ./posts/ --init_from coco_weights.pt --base_checkpoint coco_weights.pt \\
+        --prompt " is a picture of {base} and a social media post would caption it "
   a short run on a CPU, to see that everything works:
     python train.py --data train.pkl --out_dir ./try/ --max_steps 20 --warmup_steps 5 --lr 1e-4 --log_every 1
   several GPUs:
@@ -34,7 +37,7 @@ from training.optimiser import build_optimizer, learning_rate, parameter_groups,
 from training.options import parse_options
 from training.precision import choose_precision
 from training.probe import takes_packed_rows
-from training.setup import build_model, describe_origin, describe_run
+from training.setup import build_model, caption_first, describe_origin, describe_run
 from training.validate import BestSoFar, validation_loss
 
 
@@ -72,8 +75,10 @@ def main(argv=None):
     val_features = load_validation_data(options.val_data, features, options, say) if options.val_data else None
     model = build_model(options, features, say)
     config = model.config
-    data = tokenize_data(features, model, options, say)
-    val_data = tokenize_data(val_features, model, options, say) if val_features else None
+    sets = [(features, options.data[0]), (val_features, (options.val_data or [None])[0])]
+    base, val_base = caption_first(model, sets, options, device, say)
+    data = tokenize_data(features, model, options, say, base)
+    val_data = tokenize_data(val_features, model, options, say, val_base) if val_features else None
     captions_in_all = len(data.tokens)
     steps_per_epoch = captions_in_all // options.bs if options.drop_last else math.ceil(captions_in_all / options.bs)
     if not steps_per_epoch:
@@ -86,7 +91,7 @@ def main(argv=None):
         data.packed = False
         if val_data:
             val_data.packed = False
-    describe_run(model, data, options, total_steps, precision, say)
+    describe_run(model, data, options, total_steps, precision, device, say)
     if options.gradient_checkpointing:
         checkpoint_blocks(model.gpt)
 

@@ -33,7 +33,7 @@ class CaptionConfig:
     freeze_mapper: bool = False  # the mapper is kept as it was
     embeddings_per_image: int = 1  # L; more than 1: features are [N, L, D]
     prompt: str | None = None  # text between prefix and caption; {base} in it stands for the base model's caption
-    base: dict | None = None  # config of the base model, as a dict
+    base: dict | None = None  # config of the base model as a dict, and the path and digest of its checkpoint
 
 
 class ClipCaptionModel(nn.Module):
@@ -48,6 +48,8 @@ class ClipCaptionModel(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.gpt = gpt
+        self.base_model = None  # the ClipCaptionModel whose captions fill {base} in the prompt
+        self.read_from, self.read_whole = None, False  # its checkpoint, and whether the language model's weights came from there too
         width = gpt.get_input_embeddings().weight.shape[1]
         self.clip_project = build_mapper(
             config.mapping_type,
@@ -59,6 +61,13 @@ class ClipCaptionModel(nn.Module):
             embeddings_per_image=config.embeddings_per_image,
         )
         apply_tuning(self)
+
+    def __setattr__(self, name, value):
+        """As torch's, but the base model is kept aside: it is no part of this one's parameters, modes or state."""
+        if name == "base_model":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def train(self, mode=True):
         """Switch to training; what has no trained parameters stays in eval mode, without dropout."""
@@ -150,3 +159,8 @@ def position_count(gpt):
     """How many tokens a language model reads at most, prefix included; None where there is no limit."""
     positions = getattr(gpt.config, "max_position_embeddings", None)
     return positions if positions is not None else getattr(gpt.config, "max_seq_len", None)
+
+
+def fill_prompt(prompt, base_caption=""):
+    """The text between prefix and caption: a prompt with the base model's caption, stripped, in place of {base}."""
+    return prompt.replace("{base}", base_caption.strip())

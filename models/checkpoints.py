@@ -29,6 +29,7 @@ DAMAGED = (
 )  # fmt: skip
 # transformers once kept its causal mask and a constant as buffers of every GPT-2 layer, and wrote them into state dicts.
 OLD_BUFFERS = re.compile(r"gpt\.transformer\.h\.\d+\.attn\.(bias|masked_bias)$")
+BASE = "original_model."  # the published name of the model whose captions a prompted one reads
 RUN_SUFFIX = re.compile(r"(-\d{3,}|_latest|_best)$")
 # GPT-2's number of heads is not in its shapes; these widths settle it (distilgpt2 and gpt2, -medium, -large, -xl).
 GPT2_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25}
@@ -45,9 +46,14 @@ def config_path(checkpoint):
 def trained_state(model, full=False):
     """The state dict a checkpoint holds: mapper and what else was trained, or all of it with `full` (adapters merged in)."""
     if full:
-        return merged_state(model)
-    kept = kept_names(model)
-    return {name: tensor for name, tensor in model.state_dict().items() if name in kept}
+        state = merged_state(model)
+    else:
+        kept = kept_names(model)
+        state = {name: tensor for name, tensor in model.state_dict().items() if name in kept}
+    if model.base_model is not None:
+        of_base = trained_state(model.base_model, full=model.base_model.read_whole)
+        state |= {f"{BASE}{name}": tensor for name, tensor in of_base.items()}
+    return state
 
 
 def save_tensors(content, path):
@@ -224,19 +230,29 @@ def load_checkpoint(path, gpt2_type=None, device="cpu"):
     config = read_config(beside) if beside.is_file() else infer_config(state, path)
     if gpt2_type is not None:
         config = dataclasses.replace(config, gpt2_type=gpt2_type)
+    base_state = {name.removeprefix(BASE): tensor for name, tensor in state.items() if name.startswith(BASE)}
+    model = build_captioner(config, {name: tensor for name, tensor in state.items() if not name.startswith(BASE)}, path)
+    if config.base is not None:
+        known = {field.name for field in dataclasses.fields(CaptionConfig)}
+        base_config = CaptionConfig(**{name: value for name, value in config.base.items() if name in known})
+        model.base_model = build_captioner(base_config, base_state, path).to(device).eval()
+    return model.to(device).eval()
+
+
+def build_captioner(config, state, path):
+    """Build a captioner from its config and a state dict; what the state dict has not of the language model comes by its name."""
     tokenizer = load_tokenizer(config.gpt2_type)
     if config.tune == "lora" and not any(is_adapter(name) for name in state):
         config = dataclasses.replace(config, tune="full", lora=None)  # written with its adapters merged in
-    if config.gpt_config and holds_language_model(state, config):
-        gpt = build_language_model(config.gpt_config)
-    else:
-        gpt = load_language_model(config.gpt2_type)
+    whole = bool(config.gpt_config) and holds_language_model(state, config)
+    gpt = build_language_model(config.gpt_config) if whole else load_language_model(config.gpt2_type)
     try:
         model = ClipCaptionModel(config, gpt, tokenizer)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     load_state(model, state, path)
-    return model.to(device).eval()
+    model.read_whole, model.read_from = whole, path
+    return model
 
 
 def holds_language_model(state, config):

@@ -49,6 +49,8 @@ def build_parser(description):
     group.add_argument("--stop_token", help='where captions end: by default <|endoftext|>, learned as last target; "." as published')
     group.add_argument("--gpt2_dropout", type=float, help="dropout of a tuned GPT-2 (default its own: 0.1)")
     group.add_argument("--init_from", help="checkpoint to start from, ours or a published one")
+    group.add_argument("--prompt", help="text between prefix and caption; {base} in it stands for what --base_checkpoint says of the image")
+    group.add_argument("--base_checkpoint", help="checkpoint whose captions fill {base}; decoded once, kept beside --data")
 
     group = parser.add_argument_group("what is trained", "beside the mapper; without trained parameters a part keeps its dropout off")
     group.add_argument(
@@ -120,6 +122,11 @@ def parse_options(argv, description):
         parser.error(f"--clip_grad is {options.clip_grad}; expected more than 0, such as 1")
     if options.gpt2_dropout is not None and not 0 <= options.gpt2_dropout < 1:
         parser.error(f"--gpt2_dropout is {options.gpt2_dropout}; expected 0 or more and less than 1")
+    if options.prompt is not None and not options.prompt.strip():
+        parser.error("--prompt is empty; give the text that stands between prefix and caption, or leave it out")
+    if bool(options.base_checkpoint) != ("{base}" in (options.prompt or "")):
+        there, absent = ("--base_checkpoint", "{base} in --prompt")[:: 1 if options.base_checkpoint else -1]
+        parser.error(f"{there}, but no {absent}; give both, or neither")
     if options.patience and not options.val_data:
         parser.error("--patience needs --val_data, the captions whose loss is watched")
     if not options.prefix or "/" in options.prefix:

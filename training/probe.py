@@ -26,7 +26,7 @@ def takes_packed_rows(model, data, bs, say):
     try:
         with torch.no_grad():
             batch = data.pack(numbers, blocks_a_row=(len(numbers),), packed=True, ignore_index=None)
-            ends = np.cumsum(data.tokens.lengths[numbers])
+            ends = np.cumsum(data.tokens.predicted[numbers])
             last = int(np.searchsorted(ends, int(batch.predict_slots.argmax()), side="right"))  # the caption at the row's end
             compared = [n for n, row in enumerate(data.caption_rows[numbers]) if row == data.caption_rows[numbers[last]]]
             compared = compared[-CAPTIONS_COMPARED:]

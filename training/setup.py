@@ -45,6 +45,7 @@ def build_model(options, features, say):
         lora=lora,
         freeze_mapper=options.freeze_mapper,
         embeddings_per_image=vectors,
+        prompt=options.prompt,
     )
     torch.manual_seed(options.seed)
     try:
@@ -64,6 +65,28 @@ def build_model(options, features, say):
     return model
 
 
+def caption_first(model, several, options, device, say):
+    """Caption every image by --base_checkpoint and give the captioner its base model → one list of base captions for each data set.
+
+    several: pairs of features (or None) and the path of their first file. Without a base checkpoint every list is None.
+    """
+    if not options.base_checkpoint:
+        return [None] * len(several)
+    from dataclasses import asdict
+
+    from accelerate.state import PartialState
+
+    from training.base_captions import base_captions, digest_of, load_base_model
+
+    base = load_base_model(options.base_checkpoint, several[0][0], device)
+    digest = digest_of(base.read_from)
+    with PartialState().main_process_first():
+        found = [features and base_captions(base, digest, features, path, say) for features, path in several]
+    model.base_model = base.to("cpu")
+    model.config.base = asdict(base.config) | {"path": str(options.base_checkpoint), "digest": digest}
+    return found
+
+
 def set_dropout(gpt, share):
     """Set every dropout of a language model: GPT-2 has modules for it, OPT and Llama numbers."""
     import torch
@@ -76,7 +99,7 @@ def set_dropout(gpt, share):
                 setattr(module, name, share)
 
 
-def describe_run(model, data, options, total_steps, precision, say):
+def describe_run(model, data, options, total_steps, precision, device, say):
     """Print what is about to be trained on what, the memory it will take, and whether the warm-up fits the run."""
     from models.tuning import parameter_table
     from training.memory import estimate_memory
@@ -88,7 +111,7 @@ def describe_run(model, data, options, total_steps, precision, say):
     say(f"parameters: {trained:,} trained of {total:,} (--tune {options.tune})")
     for part, of_it, size in parameter_table(model):
         say(f"  {part:<16} {of_it:>14,} of {size:>14,}")
-    estimate = estimate_memory(model, data, options, precision)
+    estimate = estimate_memory(model, data, options, precision, device)
     if estimate:
         mib = {name: f"{size / 2**20:,.0f}" for name, size in estimate.items()}
         say(
