@@ -185,11 +185,14 @@ def infer_config(state, path):
     )
 
 
-def load_state(model, state, path):
-    """Load a state dict into a captioner; what its tuning does not train may be absent from it, or the language model altogether.
+def load_state(model, state, path, complete=False):
+    """Load a state dict into a captioner; what its tuning does not train may be absent from it.
 
+    complete: what its tuning trains must be there; else the language model may be absent altogether, as from a mapper to start with.
     Raises UserError listing every missing, unexpected and misshapen key.
     """
+    if model.config.tune != "lora" and any(is_adapter(name) for name in state):
+        raise UserError(f"{path} holds adapters. Train with --tune lora, or start from a file written with --save_full, which merges them.")
     table_name, head_name = (f"gpt.{name}" for name in output_names(model.gpt))
     head, table = state.get(head_name), state.get(table_name)
     if head is not None and table is not None and head.shape == table.shape and not torch.equal(head, table):
@@ -199,7 +202,7 @@ def load_state(model, state, path):
     own = model.state_dict()
     of_gpt = {name for name in state if name.startswith("gpt.")}
     if of_gpt <= kept_names(model) and model.config.tune != "full":
-        expected = kept_names(model) if of_gpt else set(own) - {name for name in own if name.startswith("gpt.")}
+        expected = {name for name in kept_names(model) if of_gpt or complete or not name.startswith("gpt.")}
     else:
         expected = {name for name in own if of_gpt or not name.startswith("gpt.")}
         expected = {name for name in expected if not is_adapter(name) or name in state}
@@ -250,7 +253,7 @@ def build_captioner(config, state, path):
         model = ClipCaptionModel(config, gpt, tokenizer)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    load_state(model, state, path)
+    load_state(model, state, path, complete=True)
     model.read_whole, model.read_from = whole, path
     return model
 
