@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -63,6 +63,7 @@ texts_of_all_kinds = st.sampled_from([*tiny.CAPTIONS, "a cat", " a  cat", "9 liv
     prompt=st.sampled_from([PROMPT, "Caption:", "say:\n", " a b  ", "{base}"]),
     packed=st.booleans(),
 )
+@example(pairs=[(0, "a cat"), (1, "9 lives"), (0, " a  cat")], prompt=PROMPT, packed=True)
 def test_the_loss_counts_the_captions_tokens_and_nothing_else(pairs, prompt, packed):
     rows, texts = [row for row, _ in pairs], [text for _, text in pairs]
     prompts = [fill_prompt(prompt, tiny.CAPTIONS[-row]) for row in range(4)]

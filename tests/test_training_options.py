@@ -60,8 +60,9 @@ def build(folder, tune, **more):
     return ClipCaptionModel(config, load_language_model(str(folder)), load_tokenizer(str(folder)))
 
 
-@pytest.mark.parametrize("tune, more", [("full", []), ("mapper", ["--gradient_checkpointing"]), ("lora", ["--lora_dropout", 0])])
-@pytest.mark.parametrize("accumulate", [2, 100])
+@pytest.mark.parametrize(
+    "tune, more, accumulate", [("full", [], 2), ("mapper", ["--gradient_checkpointing"], 4), ("lora", ["--lora_dropout", 0], 100)]
+)
 def test_accumulating_changes_losses_and_gradients_by_rounding_only(data, language_models, tune, more, accumulate):
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -83,7 +84,7 @@ def test_accumulating_changes_losses_and_gradients_by_rounding_only(data, langua
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("tune", ["full", "mapper", "lora"])
+@pytest.mark.parametrize("tune", ["full", "lora"])
 def test_gradient_checkpointing_runs_each_block_again_and_changes_no_bit(data, language_models, tune, monkeypatch):
     from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 

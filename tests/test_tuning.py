@@ -106,7 +106,7 @@ def test_exactly_the_named_tensors_change_and_loading_gives_the_same_captions(da
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", ["gpt2", "llama"])
 def test_a_full_lora_checkpoint_is_merged_and_has_published_names(data, language_models, style):
     run(language_models / style, "--tune", "lora", "--max_steps", 3, "--lr", "1e-2", "--prefix", "apart")
     run(language_models / style, "--tune", "lora", "--max_steps", 3, "--lr", "1e-2", "--prefix", "merged", "--save_full")
@@ -173,7 +173,7 @@ def test_a_frozen_mapper_is_kept_and_saved(data, language_models):
     assert all(torch.equal(tensor, end[name]) for name, tensor in start.items()) and any(".lora_" in name for name in end)
 
 
-@pytest.mark.parametrize("tune", ["mapper", "ends", "head", "lora"])
+@pytest.mark.parametrize("tune", ["ends", "head", "lora"])
 def test_a_start_from_another_language_model_is_saved_whole(data, language_models, tune, capsys):
     """The checkpoint's language model is not the folder's: without it the trained part would be worth nothing."""
     tiny.save_language_model(data / "other", "gpt2", seed=5)
