@@ -114,7 +114,7 @@ def main(argv=None):
 
     captions = []
     for model, embedding, checkpoint in zip(models, embeddings, options.checkpoint):
-        check_width(model, embedding.shape[1], options.data or model.config.encoder, checkpoint)
+        check_width(model, embedding.shape[-1], options.data or model.config.encoder, checkpoint)
         if options.rerank:
             encoder = options.clip_model_type or (features.meta.get("encoder") if options.data else None) or model.config.encoder
             captions.append(caption_and_rerank(model, embedding, options, encoder))

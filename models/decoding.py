@@ -9,7 +9,7 @@ import torch
 
 from common import UserError
 
-from .captioner import stop_token_id
+from .captioner import position_count, stop_token_id
 from .constraints import Constraints
 from .kv_cache import Decoder
 
@@ -66,7 +66,7 @@ def generate(
     if not math.isfinite(length_penalty):
         raise UserError(f"length_penalty is {length_penalty}; expected a number, such as 1")
     prompt = _prompt_tokens(model.tokenizer, text_prompt)
-    positions = getattr(model.gpt.config, "max_position_embeddings", None)
+    positions = position_count(model.gpt)
     if positions is not None:
         if model.config.prefix_length > positions:
             raise UserError(f"a prefix of {model.config.prefix_length} tokens does not fit the language model's {positions} positions")
