@@ -7,6 +7,7 @@ packed batch (features/packing.py).
 import dataclasses
 
 import torch
+from huggingface_hub import ModelHubMixin
 from torch import nn
 from torch.nn import functional as F
 
@@ -30,10 +31,18 @@ class CaptionConfig:
     gpt_config: dict | None = None  # the language model's own config, so that a full checkpoint needs no look-up
     stop_token: str | None = None  # text; None means the tokenizer's end-of-text token
     tune: str = "full"  # what of the language model is trained: "full", or "mapper" (nothing)
+    prompt: str | None = None  # text between prefix and caption; {base} in it is the base captioner's caption
+    base: dict | None = None  # the base captioner's own config, as a dict
+    mapper_heads: int | None = None  # attention heads of the encoder mapper; None means 16
+    mapper_dropout: float = 0.1  # of the encoder mapper, in training
+    decoding_style: str | None = None  # "clipxgpt": the published loop of these weights (models/clipxgpt.py)
 
 
-class ClipCaptionModel(nn.Module):
+class ClipCaptionModel(nn.Module, ModelHubMixin, library_name="prefixcap", pipeline_tag="image-to-text", tags=["prefixcap", "clipcap"]):
     """A mapper and a language model; parameters carry the published names (`clip_project.*`, `gpt.*`).
+
+    `from_pretrained`, `save_pretrained` and `push_to_hub` are huggingface_hub's; models/export.py says what they read and write.
+    `base_model` is the captioner whose captions the prompt quotes, or None; it is no part of the parameters or the state dict.
 
     config: CaptionConfig; gpt: a transformers causal language model; tokenizer: its tokenizer.
     Raises ValueError when the mapper cannot be built (see build_mapper).
@@ -46,8 +55,11 @@ class ClipCaptionModel(nn.Module):
         self.gpt = gpt
         width = gpt.get_input_embeddings().weight.shape[1]
         self.clip_project = build_mapper(
-            config.mapping_type, config.clip_width, width, config.prefix_length, config.clip_length, config.num_layers
-        )
+            config.mapping_type, config.clip_width, width, config.prefix_length, config.clip_length, config.num_layers,
+            config.mapper_heads, config.mapper_dropout,
+        )  # fmt: skip
+        self.encoder_source = None  # where load_encoder finds the encoder, when the checkpoint file itself holds it
+        self._base = ()
         if config.tune == "mapper":
             self.gpt.requires_grad_(False)
 
@@ -57,6 +69,31 @@ class ClipCaptionModel(nn.Module):
         if self.config.tune == "mapper":
             self.gpt.eval()
         return self
+
+    @property
+    def base_model(self):
+        """The base captioner (ClipCaptionModel in eval mode), or None."""
+        return self._base[0] if self._base else None
+
+    def attach_base(self, base_model):
+        """Set the base captioner, frozen. It moves with the model and is not trained or counted with it."""
+        self._base = (base_model.eval().requires_grad_(False),)
+
+    def _apply(self, fn, recurse=True):
+        for base_model in self._base:
+            base_model._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def _save_pretrained(self, save_directory):
+        from .export import write_pretrained
+
+        write_pretrained(self, save_directory)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id, **options):
+        from .export import read_pretrained
+
+        return read_pretrained(model_id, **options)
 
     @property
     def clip_device(self):

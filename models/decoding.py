@@ -10,6 +10,8 @@ from transformers.cache_utils import DynamicLayer
 from common import UserError
 
 from .captioner import stop_token_id
+from .clipxgpt import decode_as_published
+from .prompts import add_prompts
 
 DECODINGS = ("beam", "greedy", "sample")
 
@@ -36,6 +38,8 @@ def generate(
     stop_token: text of one token, which overrides the checkpoint's. seed: of the draws; the same image in the same place of the
     batch then gets the same caption.
     → for each image, num_captions pairs (text, score), best first; score is the mean log-probability of a token, in nats.
+    Where the config has a prompt, it stands between prefix and caption (models/prompts.py). Published CLIPxGPT weights decode by their own
+    greedy loop, whatever `decoding` says but "sample" (models/clipxgpt.py).
     The model is left in eval mode. Raises UserError for arguments that do not fit.
     """
     if decoding not in DECODINGS:
@@ -49,13 +53,14 @@ def generate(
         raise UserError(f"num_captions is {num_captions}; {decoding} decoding gives 1 to {beams}. {advice}")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p is {top_p}; expected more than 0 and at most 1")
+    if model.config.decoding_style == "clipxgpt" and (decoding == "sample" or num_captions > 1):
+        raise UserError("CLIPxGPT's published weights decode greedily, one caption an image. Ask for no sample and no more.")
     if entry_length < 1:
         raise UserError(f"entry_length is {entry_length}; expected at least 1 token")
     positions = getattr(model.gpt.config, "max_position_embeddings", None)
     if positions is not None:
         if model.config.prefix_length > positions:
             raise UserError(f"a prefix of {model.config.prefix_length} tokens does not fit the language model's {positions} positions")
-        entry_length = min(entry_length, positions - model.config.prefix_length + 1)  # the last token is never read
     try:
         stop = model.stop_token_id if stop_token is None else stop_token_id(model.tokenizer, stop_token)
     except ValueError as error:
@@ -71,15 +76,26 @@ def generate(
         image = int((~finite).nonzero()[0])
         raise UserError(f"embedding {image} gives a prefix that is not finite: it holds NaN, or zeros only. Encode the image again.")
     temperature = temperature if temperature > 0 else 1.0
-    if decoding == "sample":
-        tokens, lengths, scores = _sample(model.gpt, prefix, beams, entry_length, temperature, top_p, stop, seed)
-    else:
-        tokens, lengths, scores = _search_beams(model.gpt, prefix, beams, entry_length, temperature, stop)
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :num_captions]
-    return [
-        [(_text(model.tokenizer, tokens[image, beam, : lengths[image, beam]]), scores[image, beam].item()) for beam in order[image]]
-        for image in range(len(tokens))
-    ]
+    if model.config.decoding_style == "clipxgpt":
+        return [[caption] for caption in decode_as_published(model, prefix, entry_length, temperature, stop)]
+
+    first_seed = torch.seed() % 2**40 if seed is None else seed
+    captions = [None] * len(prefix)
+    for images, start in add_prompts(model, clip_embedding, prefix):
+        most_tokens = entry_length if positions is None else min(entry_length, positions - start.shape[1] + 1)  # the last is never read
+        if most_tokens < 1:
+            raise UserError(f"prefix and prompt, {start.shape[1]} tokens, do not fit the language model's {positions} positions")
+        if decoding == "sample":
+            seeds = [first_seed + image for image in images]
+            tokens, lengths, scores = _sample(model.gpt, start, beams, most_tokens, temperature, top_p, stop, seeds)
+        else:
+            tokens, lengths, scores = _search_beams(model.gpt, start, beams, most_tokens, temperature, stop)
+        order = scores.argsort(dim=1, descending=True, stable=True)[:, :num_captions]
+        for row, image in enumerate(images):
+            captions[image] = [
+                (_text(model.tokenizer, tokens[row, beam, : lengths[row, beam]]), scores[row, beam].item()) for beam in order[row]
+            ]
+    return captions
 
 
 def _text(tokenizer, ids):
@@ -220,17 +236,16 @@ def _likeliest(logits, count):
     return top - logits.logsumexp(-1, keepdim=True), token
 
 
-def _sample(gpt, prefix, draws, entry_length, temperature, top_p, stop, seed):
+def _sample(gpt, prefix, draws, entry_length, temperature, top_p, stop, seeds):
     """Draw `draws` captions an image from the distribution cut to its nucleus (arXiv:1904.09751).
 
     Scores count the model's own log-probabilities at this temperature, before the cut. Each image has its own generator, seeded
-    seed + its place, so that a caption does not depend on what else is in the batch.
+    by its place, so that a caption does not depend on what else is in the batch.
     prefix: [B, P, E] → tokens [B, K, T], lengths [B, K], scores [B, K].
     """
     device = prefix.device
     images = len(prefix)
-    first_seed = torch.seed() % 2**40 if seed is None else seed
-    generators = [torch.Generator().manual_seed(first_seed + image) for image in range(images)]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     tokens = torch.zeros(images, draws, entry_length, dtype=torch.long, device=device)
     lengths = torch.zeros(images, draws, dtype=torch.long, device=device)
     stopped = torch.zeros(images, draws, dtype=torch.bool, device=device)

@@ -5,6 +5,7 @@ Letters: B batch, D width of an embedding, H and W height and width of what the 
 load_encoder("ViT-B/32")            one of OpenAI's nine CLIP models
 load_encoder("weights/mine.pt")     a CLIP weight file
 load_encoder("tinyvit")             TinyViT-21M, its features before the classifier
+load_encoder("clipxgpt:FILE.pt")    the vision tower inside a CLIPxGPT weight file
 
 Weights are looked up under data/weights/ first, then in the library's own cache, then downloaded. A new family is one more entry in
 BUILDERS; a key that ends in ":" takes every name that begins with it.
@@ -277,4 +278,11 @@ def _download_timm(timm_name, local_name):
     )
 
 
-BUILDERS = {**dict.fromkeys(CLIP_NAMES, _build_clip), "tinyvit": _build_tinyvit}
+def _build_clipxgpt(name):
+    """The vision tower inside a CLIPxGPT weight file."""
+    from .clipxgpt import build_encoder
+
+    return build_encoder(name)
+
+
+BUILDERS = {**dict.fromkeys(CLIP_NAMES, _build_clip), "tinyvit": _build_tinyvit, "clipxgpt:": _build_clipxgpt}

@@ -65,3 +65,13 @@ def plot_captions(images, captions, path, columns=4):
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     _save(figure, path, dpi=110)
+
+
+def plot_titled(image, title, path):
+    """Draw one picture with its caption above. image: PIL; title: str; path: where the drawing goes."""
+    figure = _figure(figsize=(6, 6 * image.height / image.width + 0.8) if image.height < 3 * image.width else (6, 18))
+    axes = figure.subplots()
+    axes.imshow(image)
+    axes.set_title(textwrap.fill(title.replace("$", r"\$"), 60))
+    axes.set_axis_off()
+    _save(figure, path, dpi=110)

@@ -32,15 +32,18 @@ def build_parser(description):
     group = parser.add_argument_group("model")
     group.add_argument("--prefix_length", type=int, default=10, help="P, tokens of the prefix (default 10)")
     group.add_argument("--prefix_length_clip", type=int, default=10, help="K, vectors that the transformer mapper begins with (10)")
-    group.add_argument("--mapping_type", choices=("mlp", "transformer"), default="mlp")
-    group.add_argument("--num_layers", type=int, default=8, help="layers of the transformer mapper (default 8)")
+    group.add_argument("--mapping_type", choices=("mlp", "transformer", "encoder", "linear"), default="mlp")
+    group.add_argument("--num_layers", type=int, default=8, help="layers of the transformer or encoder mapper (default 8)")
+    group.add_argument("--mapper_heads", type=int, help="attention heads of the encoder mapper (default 16)")
+    group.add_argument("--mapper_dropout", type=float, default=0.1, help="dropout of the encoder mapper (default 0.1)")
     group.add_argument("--only_prefix", action="store_true", help="train the mapper only; GPT-2 stays as it is")
     group.add_argument("--normalize_prefix", action="store_true", help="divide each embedding by its L2 norm; kept in the checkpoint")
     group.add_argument("--is_rn", action="store_true", help="the embeddings are RN50x4's (640 wide); the data says so too, this checks it")
     group.add_argument("--gpt2_type", help="language model: a name or a folder (default gpt2; distilgpt2 for TinyViT features)")
     group.add_argument("--stop_token", help='where captions end: by default <|endoftext|>, learned as last target; "." as published')
     group.add_argument("--gpt2_dropout", type=float, help="dropout of a tuned GPT-2 (default its own: 0.1)")
-    group.add_argument("--init_from", help="checkpoint to start from, ours or a published one")
+    group.add_argument("--init_from", help='checkpoint to start from, ours or a published one; "none": from none')
+    group.add_argument("--init_parts", choices=("all", "gpt", "mapper"), default="all", help="what of --init_from to take (default all)")
 
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=int, default=10)
@@ -80,6 +83,10 @@ def parse_options(argv, description):
         parser.error(f"--lr is {options.lr}; expected a number between 0 and 1, such as 2e-5")
     if options.gpt2_dropout is not None and not 0 <= options.gpt2_dropout < 1:
         parser.error(f"--gpt2_dropout is {options.gpt2_dropout}; expected 0 or more and less than 1")
+    if options.mapper_heads is not None and options.mapper_heads < 1:
+        parser.error(f"--mapper_heads is {options.mapper_heads}; expected at least 1")
+    if not 0 <= options.mapper_dropout < 1:
+        parser.error(f"--mapper_dropout is {options.mapper_dropout}; expected 0 or more and less than 1")
     if options.patience and not options.val_data:
         parser.error("--patience needs --val_data, the captions whose loss is watched")
     if not options.prefix or "/" in options.prefix:

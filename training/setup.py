@@ -4,6 +4,8 @@ import sys
 
 from common import UserError
 
+from .start import choose_start, take_weights
+
 
 def build_model(options, features, say):
     """Load the language model, put a fresh mapper before it, and take weights from --init_from → ClipCaptionModel.
@@ -13,7 +15,6 @@ def build_model(options, features, say):
     import torch
 
     from models.captioner import CaptionConfig, ClipCaptionModel, stop_token_id
-    from models.checkpoints import load_state, read_state_dict
     from models.weights import load_language_model, load_tokenizer
 
     encoder = features.meta.get("encoder")
@@ -41,6 +42,8 @@ def build_model(options, features, say):
         gpt_config=gpt.config.to_diff_dict(),
         stop_token=options.stop_token,
         tune="mapper" if options.only_prefix else "full",
+        mapper_heads=options.mapper_heads,
+        mapper_dropout=options.mapper_dropout,
     )
     torch.manual_seed(options.seed)
     try:
@@ -48,11 +51,10 @@ def build_model(options, features, say):
         stop_token_id(tokenizer, options.stop_token)
     except ValueError as error:
         raise UserError(f"{error}.") from error
+    options.init_from = choose_start(options, features, say)
     if options.init_from:
-        state = read_state_dict(options.init_from)
-        load_state(model, state, options.init_from)
-        holds_gpt = any(name.startswith("gpt.") for name in state)
-        say(f"starting from {options.init_from}: {'mapper and language model' if holds_gpt else 'mapper'} taken")
+        found = take_weights(model, options.init_from, options, say)
+        holds_gpt = options.init_parts != "mapper" and (bool(found.adapters) or any(name.startswith("gpt.") for name in found.state))
         if holds_gpt and options.only_prefix and not options.save_full:
             say(f"checkpoints will hold its language model too, since {gpt2_type} is another (--save_full)")
             options.save_full = True
