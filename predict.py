@@ -24,7 +24,7 @@ def build_parser():
     """The parser of predict.py."""
     parser = Parser(prog="predict.py", description=__doc__)
     parser.add_argument("images", nargs="*", metavar="PICTURE", help="pictures, or folders of pictures")
-    parser.add_argument("-I", "--image", "--img-path", action="append", default=[], help="a picture; the same as naming it without an option")
+    parser.add_argument("-I", "--image", "--img-path", action="append", default=[], help="a picture, as named without an option")
     parser.add_argument("--data", help="feature file to caption, in place of pictures")
     parser.add_argument(
         "-C", "--checkpoint", "--checkpoint-name", action="append", default=[],

@@ -62,19 +62,21 @@ def plain_state(content, path):
     return {str(name): tensor for name, tensor in content.items() if not OLD_BUFFERS.fullmatch(str(name))}
 
 
-def recognise(content, path, config=None, gpt2_type=None):
+def recognise(content, path, config=None, gpt2_type=None, root=""):
     """Tell what a file holds → Recognised.
 
     content: what was read from the file; path: its name, for messages; config: the CaptionConfig that stands beside the file and
     decides, or a dict of fields (and n_head) that overrule what is recognised; gpt2_type: a language model that knows its number of
-    heads, asked where the width does not settle it.
+    heads, asked where the width does not settle it; root: what stood before every name in the file.
     Raises UserError, naming the keys, when the content fits no form.
     """
     content = plain_state(content, path)
     base_content = {name: tensor for name, tensor in content.items() if name.startswith("original_model.")}
     renamed, renames, vision = _rename(content.keys() - base_content.keys(), path)
-    names = {ours: theirs for ours, theirs in renamed.items() if not ADAPTER.fullmatch(ours)}
-    state = {ours: content[theirs] for ours, theirs in names.items()}
+    renames = renames or (("", ""),)
+    state = {ours: content[theirs] for ours, theirs in renamed.items() if not ADAPTER.fullmatch(ours)}
+    names = {ours: root + renamed[ours] for ours in state}
+    renames = tuple((ours, root + theirs) for ours, theirs in renames)
     vision = {name.removeprefix("ie.model."): content[name] for name in vision} or None
     adapters = _pair_adapters({ours: content[theirs] for ours, theirs in renamed.items()}, renamed, path)
     found = Recognised(path, "PrefixCap checkpoint, with its config", config, state, names, renames, adapters, vision=vision)
@@ -89,9 +91,7 @@ def recognise(content, path, config=None, gpt2_type=None):
     if base_content:
         stripped = {name.removeprefix("original_model."): tensor for name, tensor in base_content.items()}
         base_config = CaptionConfig(**found.config.base) if found.config.base else None
-        found.base = recognise(stripped, path, base_config, gpt2_type)
-        found.base.names = {ours: f"original_model.{theirs}" for ours, theirs in found.base.names.items()}
-        found.base.renames = (("", "original_model."),)
+        found.base = recognise(stripped, path, base_config, gpt2_type, "original_model.")
         prompt = found.config.prompt if isinstance(config, CaptionConfig) else hints.get("prompt", PUBLISHED_PROMPT)
         found.config = dataclasses.replace(found.config, base=dataclasses.asdict(found.base.config), prompt=prompt)
     return found
