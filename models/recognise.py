@@ -90,7 +90,8 @@ def recognise(content, path, config=None, gpt2_type=None, root=""):
         found.kind = _describe_kind(found, clipxgpt, bool(base_content))
     if base_content:
         stripped = {name.removeprefix("original_model."): tensor for name, tensor in base_content.items()}
-        base_config = CaptionConfig(**found.config.base) if found.config.base else None
+        of_both = {name: hints[name] for name in ("n_head", "gpt2_type") if name in hints}
+        base_config = CaptionConfig(**found.config.base) if found.config.base else of_both
         found.base = recognise(stripped, path, base_config, gpt2_type, "original_model.")
         prompt = found.config.prompt if isinstance(config, CaptionConfig) else hints.get("prompt", PUBLISHED_PROMPT)
         found.config = dataclasses.replace(found.config, base=dataclasses.asdict(found.base.config), prompt=prompt)

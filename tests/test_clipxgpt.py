@@ -147,6 +147,7 @@ def weights(workdir, language):
     return state, facts
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
 def test_a_picture_alone_means_the_published_weights(weights, language, workdir, capsys):
     state, facts = weights
     assert predict.main(["-I", "photo.jpg", "--device", "cpu"]) == 0
@@ -158,6 +159,7 @@ def test_a_picture_alone_means_the_published_weights(weights, language, workdir,
     assert Image.open("data/result/prediction/photo-RS.jpg").size[0] > 300
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
 def test_its_options_work_by_both_their_names(weights, workdir, capsys):
     (workdir / "weights/small/model.pt").rename(workdir / "weights/small/mine.pt")
     (workdir / "weights/small/model.json").rename(workdir / "weights/small/mine.json")

@@ -152,8 +152,8 @@ def test_a_full_checkpoint_loads_strictly_in_code_that_knows_the_published_names
 
 def test_describe_says_what_a_file_is(tmp_path, capsys):
     tokenizer = tiny.train_tokenizer(tiny.CAPTIONS, vocab_size=262)
-    says = {"mlp": "ClipCap, MLP mapper", "linear": "one-Linear mapper", "transformer": "transformer mapper", "lora": "LoRA adapters of rank",
-            "prompted": "Instagram, prompted", "clipxgpt": "CLIPxGPT S"}  # fmt: skip
+    says = {"mlp": "ClipCap, MLP mapper", "linear": "one-Linear mapper", "transformer": "transformer mapper"}
+    says |= {"lora": "LoRA adapters of rank", "prompted": "Instagram, prompted", "clipxgpt": "CLIPxGPT S"}
     for kind, words in says.items():
         state, facts = weight_files.random_file(kind, 5, len(tokenizer), STOP)
         torch.save(state, tmp_path / f"{kind}.pt")
