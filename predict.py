@@ -68,6 +68,7 @@ def main(argv=None):
     from features.store import load_features
     from models.checkpoints import load_checkpoint
     from models.encoders import load_encoder, pick_device
+    from models.recognise import OURS
 
     if options.out and options.out.endswith(".json") and len(options.checkpoint) > 1:
         parser.error("--out .json is COCO's result format, one caption an image: give one --checkpoint, or write .csv or .jsonl")
@@ -75,6 +76,9 @@ def main(argv=None):
     pictures = find_pictures(options.images)
     device = pick_device(options.device)
     models = [load_checkpoint(path, options.gpt2_type, device) for path in options.checkpoint]
+    for model, checkpoint in zip(models, options.checkpoint):
+        if model.recognised_as != OURS:
+            print(f"{checkpoint}: taken for {model.recognised_as}", file=sys.stderr)
     if options.mixed_precision != "no":
         for model in models:
             model.gpt.to({"bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision])

@@ -59,6 +59,7 @@ class ClipCaptionModel(nn.Module, ModelHubMixin, library_name="prefixcap", pipel
             config.mapper_heads, config.mapper_dropout,
         )  # fmt: skip
         self.encoder_source = None  # where load_encoder finds the encoder, when the checkpoint file itself holds it
+        self.recognised_as = None  # what its file was taken for, in words (models/recognise.py)
         self._base = ()
         if config.tune == "mapper":
             self.gpt.requires_grad_(False)

@@ -157,7 +157,7 @@ def load_state(model, found, parts=("clip_project.", "gpt.")):
     if head is not None and table is not None and head.shape == table.shape and not torch.equal(head, table):
         # An output layer trained apart from the token table would be overwritten by it while the two are tied.
         model.gpt.config.tie_word_embeddings = False
-        model.gpt.lm_head.weight = torch.nn.Parameter(head.clone())
+        model.gpt.lm_head.weight = torch.nn.Parameter(head.clone(), model.gpt.lm_head.weight.requires_grad)
     own = model.state_dict()
     holds_gpt = any(name.startswith("gpt.") for name in state)
     expected = {name for name in own if name.startswith(parts) and (holds_gpt or not name.startswith("gpt."))}
@@ -222,6 +222,7 @@ def build_captioner(found, gpt2_type=None, tokenizer=None):
     except ValueError as error:
         raise UserError(f"{found.path}: {error}") from error
     load_state(model, found)
+    model.recognised_as = found.kind
     if found.base is not None:
         model.attach_base(build_captioner(found.base, gpt2_type, tokenizer))
     if found.vision is not None:

@@ -23,6 +23,7 @@ OLD_BUFFERS = re.compile(r"(.*\.)?transformer\.h\.\d+\.attn\.(bias|masked_bias)|
 # What the Instagram captioner was told, as published: {base} is the caption of the model it started from.
 PUBLISHED_PROMPT = " is a picture of {base} and a social media post would caption it "
 PUBLISHED_ALPHA = 16  # of the published LoRA weights; the file does not hold it
+OURS = "PrefixCap checkpoint, with its config"
 ADAPTER = re.compile(r"(.+)\.lora_([AB])\.([^.]+)\.weight")
 
 
@@ -79,7 +80,7 @@ def recognise(content, path, config=None, gpt2_type=None, root=""):
     renames = tuple((ours, root + theirs) for ours, theirs in renames)
     vision = {name.removeprefix("ie.model."): content[name] for name in vision} or None
     adapters = _pair_adapters({ours: content[theirs] for ours, theirs in renamed.items()}, renamed, path)
-    found = Recognised(path, "PrefixCap checkpoint, with its config", config, state, names, renames, adapters, vision=vision)
+    found = Recognised(path, OURS, config, state, names, renames, adapters, vision=vision)
     for name, theirs in renamed.items():
         if ADAPTER.fullmatch(name):  # named without the adapter's label, for messages
             found.names[ADAPTER.sub(r"\1.lora_\2", name)] = theirs
@@ -156,12 +157,12 @@ def _describe_kind(found, clipxgpt, prompted):
     if clipxgpt:
         return f"CLIPxGPT {'L' if found.config.clip_width == 1024 else 'S'}{'' if found.vision else ', without its vision tower'}"
     mapper = {"mlp": "MLP", "linear": "one-Linear", "transformer": "transformer", "encoder": "encoder"}[found.config.mapping_type]
-    if prompted:
-        return f"ClipCap for Instagram, prompted, {mapper} mapper"
+    parts = ["ClipCap for Instagram, prompted" if prompted else "ClipCap", f"{mapper} mapper"]
     if found.adapters:
-        rank = len(next(iter(found.adapters.values()))[0])
-        return f"ClipCap with LoRA adapters of rank {rank}, {mapper} mapper"
-    return f"ClipCap, {mapper} mapper"
+        parts.append(f"LoRA adapters of rank {len(next(iter(found.adapters.values()))[0])}")
+    if found.config.normalize_prefix:
+        parts.append("on normalised embeddings, as the published one this wide")
+    return ", ".join(parts)
 
 
 def open_vision(path):

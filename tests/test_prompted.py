@@ -38,10 +38,10 @@ def embeddings(count, seed=0):
 
 def test_prompts_of_different_lengths_in_a_batch_decode_as_each_alone():
     lengths, differing = set(), 0
-    for seed in range(20):
+    for seed in range(8):
         model = random_captioner(seed, prompt="t1 t2 {base} t3")
         model.attach_base(random_captioner(seed + 100))
-        pictures = embeddings(6, seed)
+        pictures = embeddings(4, seed)
         found = generate(model, pictures, beam_size=3, entry_length=5)
         bare = copy.copy(model)
         bare.config = dataclasses.replace(model.config, prompt=None)
@@ -57,7 +57,7 @@ def test_prompts_of_different_lengths_in_a_batch_decode_as_each_alone():
             lengths.add(len(prompt))
             text = TOKENIZER.decode(tokens[:-1] if tokens[-1] == VOCABULARY - 1 else tokens)
             assert found[row] == [(text, pytest.approx(score, abs=1e-9))]
-    assert len(lengths) > 5 and differing > 15
+    assert len(lengths) > 5 and differing >= 6
 
 
 def test_sampling_with_prompts_does_not_depend_on_the_other_images():

@@ -94,6 +94,7 @@ def test_sizes_and_forms_are_told_from_the_shapes(tmp_path, languages):
     config = load_checkpoint(tmp_path / "a.pt", gpt2_type=str(folders[facts.width])).config
     assert (config.mapping_type, config.prefix_length, config.clip_length, config.num_layers, config.clip_width) == (
         "transformer", facts.length, facts.clip_length, facts.layers, facts.clip_width)  # fmt: skip
+    assert config.normalize_prefix == (facts.clip_width == 640)
     assert config.gpt_config["n_layer"] == facts.gpt_layers and config.gpt_config["n_embd"] == facts.width and config.stop_token == "."
 
 
