@@ -60,7 +60,7 @@ class ClipCaptionModel(nn.Module, ModelHubMixin, library_name="prefixcap", pipel
         )  # fmt: skip
         self.encoder_source = None  # where load_encoder finds the encoder, when the checkpoint file itself holds it
         self.recognised_as = None  # what its file was taken for, in words (models/recognise.py)
-        self._base = ()
+        self.base_model = None  # the captioner whose captions fill {base} in the prompt
         if config.tune == "mapper":
             self.gpt.requires_grad_(False)
 
@@ -71,18 +71,16 @@ class ClipCaptionModel(nn.Module, ModelHubMixin, library_name="prefixcap", pipel
             self.gpt.eval()
         return self
 
-    @property
-    def base_model(self):
-        """The base captioner (ClipCaptionModel in eval mode), or None."""
-        return self._base[0] if self._base else None
-
-    def attach_base(self, base_model):
-        """Set the base captioner, frozen. It moves with the model and is not trained or counted with it."""
-        self._base = (base_model.eval().requires_grad_(False),)
+    def __setattr__(self, name, value):
+        """As torch's, but a base captioner is kept apart from the modules: not trained, not counted, not in the state dict."""
+        if name == "base_model":
+            self.__dict__[name] = value if value is None else value.eval().requires_grad_(False)
+        else:
+            super().__setattr__(name, value)
 
     def _apply(self, fn, recurse=True):
-        for base_model in self._base:
-            base_model._apply(fn, recurse)
+        if self.base_model is not None:  # it moves with the model
+            self.base_model._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def _save_pretrained(self, save_directory):

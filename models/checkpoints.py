@@ -211,7 +211,8 @@ def build_captioner(found, gpt2_type=None, tokenizer=None):
     """What was recognised → ClipCaptionModel on the CPU. tokenizer: in place of the one that the config names."""
     config = found.config if gpt2_type is None else dataclasses.replace(found.config, gpt2_type=gpt2_type)
     if found.adapters and config.tune == "lora":
-        config = dataclasses.replace(config, tune="full")  # merged below: a plain model from here on
+        of_lora = {"lora": None} if hasattr(config, "lora") else {}
+        config = dataclasses.replace(config, tune="full", **of_lora)  # merged below: a plain model from here on
     tokenizer = tokenizer or load_tokenizer(config.gpt2_type)
     if any(name.startswith("gpt.") for name in found.state) and config.gpt_config:
         gpt = build_language_model(config.gpt_config)
@@ -224,7 +225,7 @@ def build_captioner(found, gpt2_type=None, tokenizer=None):
     load_state(model, found)
     model.recognised_as = found.kind
     if found.base is not None:
-        model.attach_base(build_captioner(found.base, gpt2_type, tokenizer))
+        model.base_model = build_captioner(found.base, gpt2_type, tokenizer)
     if found.vision is not None:
         check_vision(found.vision, found.path)
         model.encoder_source = f"clipxgpt:{found.path}"

@@ -92,10 +92,13 @@ def recognise(content, path, config=None, gpt2_type=None, root=""):
     if base_content:
         stripped = {name.removeprefix("original_model."): tensor for name, tensor in base_content.items()}
         of_both = {name: hints[name] for name in ("n_head", "gpt2_type") if name in hints}
-        base_config = CaptionConfig(**found.config.base) if found.config.base else of_both
+        known = {field.name for field in dataclasses.fields(CaptionConfig)}  # "base" may also say where the base was read from
+        of_base = {name: value for name, value in (found.config.base or {}).items() if name in known}
+        base_config = CaptionConfig(**of_base) if of_base else of_both
         found.base = recognise(stripped, path, base_config, gpt2_type, "original_model.")
         prompt = found.config.prompt if isinstance(config, CaptionConfig) else hints.get("prompt", PUBLISHED_PROMPT)
-        found.config = dataclasses.replace(found.config, base=dataclasses.asdict(found.base.config), prompt=prompt)
+        base = found.config.base or dataclasses.asdict(found.base.config)
+        found.config = dataclasses.replace(found.config, base=base, prompt=prompt)
     return found
 
 

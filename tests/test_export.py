@@ -177,3 +177,19 @@ def test_mistakes_are_one_line(tmp_path, tiny_gpt2, capsys):
         with pytest.raises(SystemExit) as end:
             main(words)
         assert end.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1, words
+
+
+def test_adapters_without_the_matrices_beneath_them_are_merged_into_the_model_of_that_name(tmp_path, tiny_gpt2):
+    plain = build(tiny_gpt2, tune="lora")
+    module = plain.gpt.transformer.h[1].attn.c_proj
+    a, b = torch.randn(4, 64), torch.randn(64, 4)
+    state = {name: tensor for name, tensor in plain.state_dict().items() if name.startswith("clip_project.")}
+    adapter = "gpt.transformer.h.1.attn.c_proj.lora_{}.default.weight"
+    torch.save({**state, adapter.format("A"): a, adapter.format("B"): b}, tmp_path / "run-000.pt")
+    save_config(plain.config, {}, config_path(tmp_path / "run-000.pt"))
+    loaded = load_checkpoint(tmp_path / "run-000.pt")
+    expected = module.weight + (16 / 4 * b @ a).T
+    assert torch.allclose(loaded.gpt.transformer.h[1].attn.c_proj.weight, expected, atol=1e-5) and loaded.config.tune == "full"
+    torch.save({**state, adapter.format("A"): a, adapter.format("B"): torch.randn(63, 4)}, tmp_path / "run-000.pt")
+    with pytest.raises(ValueError, match="c_proj.lora_A.default.weight and gpt.transformer.h.1.attn.c_proj.lora_B.default.weight change"):
+        load_checkpoint(tmp_path / "run-000.pt")

@@ -40,7 +40,7 @@ def test_prompts_of_different_lengths_in_a_batch_decode_as_each_alone():
     lengths, differing = set(), 0
     for seed in range(8):
         model = random_captioner(seed, prompt="t1 t2 {base} t3")
-        model.attach_base(random_captioner(seed + 100))
+        model.base_model = random_captioner(seed + 100)
         pictures = embeddings(4, seed)
         found = generate(model, pictures, beam_size=3, entry_length=5)
         bare = copy.copy(model)
@@ -62,7 +62,7 @@ def test_prompts_of_different_lengths_in_a_batch_decode_as_each_alone():
 
 def test_sampling_with_prompts_does_not_depend_on_the_other_images():
     model = random_captioner(3, prompt="t1 {base}")
-    model.attach_base(random_captioner(103))
+    model.base_model = random_captioner(103)
     pictures = embeddings(5)
     together = generate(model, pictures, "sample", temperature=2.0, seed=4, entry_length=6)
     alone = [generate(model, pictures[row : row + 1], "sample", temperature=2.0, seed=4 + row, entry_length=6)[0] for row in range(5)]
@@ -97,7 +97,7 @@ def test_the_base_is_neither_trained_nor_counted_but_moves_and_is_saved(tmp_path
     base = build(1)
     model = build(2, prompt=" is a picture of {base} and", base=dataclasses.asdict(base.config), tune="mapper")
     names = set(model.state_dict())
-    model.attach_base(base)
+    model.base_model = base
     assert set(model.state_dict()) == names and not any(p.requires_grad for p in model.base_model.parameters())
     assert model.double().base_model.clip_project.model[0].weight.dtype == torch.float64
     model.float()
