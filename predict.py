@@ -5,6 +5,7 @@
   python predict.py --checkpoint ./coco_train/coco_prefix-009.pt --data val.pkl --out results.json --batch_size 64
   python predict.py --checkpoint first.pt --checkpoint second.pt photo.jpg        # side by side
   python predict.py --checkpoint ./clotho_train/coco_prefix-009.pt rain.wav       # a checkpoint trained on sounds
+  python predict.py -I photo.jpg                                                  # CLIPxGPT's published weights, size S
 
 Encoder, architecture, lengths, normalisation and stop token come from the checkpoint. --out writes .csv, .jsonl (every caption with
 its score) or .json (COCO's result format: the best caption of each image_id).
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from common import Parser, UserError, one_line_errors
 from prediction.captions import add_decoding_options, caption_all, check_width
+from prediction.clipxgpt import add_clipxgpt_options, find_checkpoints, show_generated
 from prediction.inputs import audio_of, check_names, encode_pictures, find_pictures, image_id_of
 from prediction.outputs import print_captions, write_captions
 from prediction.rerank import caption_and_rerank
@@ -24,14 +26,18 @@ def build_parser():
     """The parser of predict.py."""
     parser = Parser(prog="predict.py", description=__doc__)
     parser.add_argument("images", nargs="*", metavar="PICTURE", help="pictures, or sounds, or folders of them")
-    parser.add_argument("-I", "--image", action="append", default=[], help="a picture; the same as naming it without an option")
+    parser.add_argument("-I", "--image", "--img-path", action="append", default=[], help="a picture, as named without an option")
     parser.add_argument("--data", help="feature file to caption, in place of pictures")
-    parser.add_argument("-C", "--checkpoint", action="append", default=[], help="checkpoint; several give one column each")
+    parser.add_argument(
+        "-C", "--checkpoint", "--checkpoint-name", action="append", default=[],
+        help="checkpoint: a path, or a name under data/weights/ or weights/small|large/; several give a column each",
+    )  # fmt: skip
     parser.add_argument("--gpt2_type", help="language model to build on, where not the checkpoint's")
     parser.add_argument("--clip_model_type", help="image encoder, where not the checkpoint's")
     add_decoding_options(parser)
     group = parser.add_argument_group("choosing")
     group.add_argument("--rerank", choices=("clip",), help="take, of --beam_size captions, the one that CLIP finds nearest to the picture")
+    add_clipxgpt_options(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--out", help="file for the captions: .csv, .json (COCO results) or .jsonl")
     group.add_argument("--explain", help="picture of what the words of the first caption attend to in the prefix")
@@ -46,8 +52,6 @@ def build_parser():
 def check_options(parser, options):
     """Cross-check the options; a mistake ends in one line and exit code 2."""
     options.images = options.images + options.image
-    if not options.checkpoint:
-        parser.error("no --checkpoint; give a .pt file, such as the one train.py names at its end")
     if bool(options.images) == bool(options.data):
         parser.error("give pictures or folders, or --data with a feature file" + (", not both" if options.data else ""))
     if options.out and Path(options.out).suffix not in (".csv", ".json", ".jsonl"):
@@ -72,12 +76,17 @@ def main(argv=None):
     from features.store import load_features
     from models.checkpoints import load_checkpoint
     from models.encoders import load_encoder, pick_device
+    from models.recognise import OURS
 
     if options.out and options.out.endswith(".json") and len(options.checkpoint) > 1:
         parser.error("--out .json is COCO's result format, one caption an image: give one --checkpoint, or write .csv or .jsonl")
+    options.checkpoint = find_checkpoints(options.checkpoint, options.size)
     check_names(options.images)
     device = pick_device(options.device)
     models = [load_checkpoint(path, options.gpt2_type, device) for path in options.checkpoint]
+    for model, checkpoint in zip(models, options.checkpoint):
+        if model.recognised_as != OURS:
+            print(f"{checkpoint}: taken for {model.recognised_as}", file=sys.stderr)
     if options.mixed_precision != "no":
         for model in models:
             model.gpt.to({"bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision])
@@ -95,7 +104,7 @@ def main(argv=None):
         names = [str(image_id) for image_id in ids]
         embeddings = [features.clip_embedding[rows]] * len(models)
     else:
-        encoders = [options.clip_model_type or model.config.encoder for model in models]
+        encoders = [options.clip_model_type or model.encoder_source or model.config.encoder for model in models]
         if None in encoders:
             nameless = options.checkpoint[encoders.index(None)]
             raise UserError(f"{nameless} does not name its encoder. Give --clip_model_type, such as ViT-B/32.")
@@ -123,7 +132,10 @@ def main(argv=None):
     columns = [Path(checkpoint).stem for checkpoint in options.checkpoint]
     columns = columns if len(set(columns)) == len(columns) else list(options.checkpoint)
 
-    print_captions(names, columns, captions, options.num_captions)
+    if len(models) == 1 and models[0].config.decoding_style == "clipxgpt" and pictures:
+        show_generated(models[0], pictures, captions[0], options.res_path)
+    else:
+        print_captions(names, columns, captions, options.num_captions)
     if options.out:
         write_captions(options.out, ids, names, columns, captions)
         print(f"wrote {options.out}")

@@ -105,7 +105,7 @@ def main(argv=None):
     # Resume. `step` counts optimiser steps done; the draw of an epoch depends on seed and epoch alone, so it is all of the position.
     out_dir, step, best = Path(options.out_dir), 0, BestSoFar(options.patience)
     resume_point = state_path(out_dir, options.prefix)
-    shaping = "init_from bs lr warmup_steps sampling drop_last ignore_index cut_captions seed gpt2_dropout"
+    shaping = "init_from init_parts bs lr warmup_steps sampling drop_last ignore_index cut_captions seed gpt2_dropout"
     shaping += " mapper_lr weight_decay clip_grad accumulate gradient_checkpointing"
     identity = {name: getattr(options, name) for name in shaping.split()}
     identity |= {"total_steps": total_steps, "precision": precision, "model": vars(config)}

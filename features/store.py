@@ -5,7 +5,7 @@
 
 A pickled dict: "clip_embedding" a tensor [N, D], one row an image, or [N, L, D] with several embeddings an image; "captions" a list of
 dicts with image_id, caption, id and clip_embedding (the caption's row); "meta" a dict of plain values. The published train.py reads ours
-(it looks at the first two keys), and ours reads theirs, one row a caption, without meta. Reading runs nothing that stands in the file.
+(it looks at the first two  Reading runs nothing that stands in the file.
 A name without suffix is a directory (see directory.py).
 """
 
@@ -28,6 +28,8 @@ FORMAT_VERSION = 1
 PICKLE_PROTOCOL = 4
 # Widths that name their encoder, for published files, which do not say who made them.
 ENCODER_OF_WIDTH = {640: "RN50x4", 576: "tinyvit"}
+# Of CLIPxGPT's files: vision towers of transformers, before their projection.
+CLIPXGPT_ENCODERS = {768: "hf:openai/clip-vit-base-patch32", 1024: "hf:openai/clip-vit-large-patch14"}
 ENCODERS_IN_NAMES = ("ViT-L/14@336px", "ViT-L/14", "ViT-B/32", "ViT-B/16", "RN50x64", "RN50x16", "RN50x4", "RN101", "RN50", "tinyvit")
 
 
@@ -111,6 +113,8 @@ def _parts_of(path, content):
     """What was unpickled → embedding, captions, meta, of the right types. Raises UserError naming the first fault."""
     import torch
 
+    if isinstance(content, list):
+        content = _from_triples(path, content)
     if not isinstance(content, dict):
         raise _bad(path, f"holds a {type(content).__name__}")
     missing = [key for key in ("clip_embedding", "captions") if key not in content]
@@ -139,6 +143,26 @@ def _checked(path, embedding, captions, meta, faults):
     if not meta.get("encoder"):
         meta = {**meta, "encoder": _guess_encoder(path, embedding.shape[-1])}
     return Features(embedding, captions, meta)
+
+
+def _from_triples(path, triples):
+    """CLIPxGPT's file, a list of (picture's name, array [D] or [1, D], caption), in the dict that the others pickle."""
+    import torch
+
+    embeddings, captions = [], []
+    for number, triple in enumerate(triples):
+        if not isinstance(triple, (tuple, list)) or len(triple) != 3 or not hasattr(triple[1], "shape"):
+            raise _bad(path, f"holds a list whose item {number} is no (name, array, caption)")
+        name, array, caption = triple
+        array = torch.as_tensor(array).detach().reshape(-1)
+        if not array.is_floating_point() or embeddings and array.shape != embeddings[0].shape:
+            raise _bad(path, f"holds a list whose item {number} has an array {tuple(triple[1].shape)} of {array.dtype}")
+        embeddings.append(array)
+        captions.append({"image_id": name, "caption": caption, "id": number, "clip_embedding": number})
+    if not captions:
+        raise _bad(path, "holds an empty list")
+    embeddings = torch.stack(embeddings)
+    return {"clip_embedding": embeddings, "captions": captions, "meta": {"encoder": CLIPXGPT_ENCODERS.get(embeddings.shape[1])}}
 
 
 def _fault(error, faults):

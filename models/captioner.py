@@ -7,6 +7,7 @@ packed batch (features/packing.py).
 import dataclasses
 
 import torch
+from huggingface_hub import ModelHubMixin
 from torch import nn
 
 from .loss import caption_loss, cross_entropy
@@ -35,10 +36,16 @@ class CaptionConfig:
     prompt: str | None = None  # text between prefix and caption; {base} in it stands for the base model's caption
     base: dict | None = None  # config of the base model as a dict, and the path and digest of its checkpoint
     audio: dict | None = None  # how sounds became the encoder's input (features.audio); None for pictures
+    mapper_heads: int | None = None  # attention heads of the encoder mapper; None means 16
+    mapper_dropout: float = 0.1  # of the encoder mapper, in training
+    decoding_style: str | None = None  # "clipxgpt": the published loop of these weights (models/clipxgpt.py)
 
 
-class ClipCaptionModel(nn.Module):
+class ClipCaptionModel(nn.Module, ModelHubMixin, library_name="prefixcap", pipeline_tag="image-to-text", tags=["prefixcap", "clipcap"]):
     """A mapper and a language model; parameters carry the published names (`clip_project.*`, `gpt.*`).
+
+    `from_pretrained`, `save_pretrained` and `push_to_hub` are huggingface_hub's; models/export.py says what they read and write.
+    `base_model` is the captioner whose captions the prompt quotes, or None; it is no part of the parameters or the state dict.
 
     config: CaptionConfig; gpt: a transformers causal language model; tokenizer: its tokenizer.
     Raises ValueError when the mapper cannot be built (see build_mapper).
@@ -51,6 +58,8 @@ class ClipCaptionModel(nn.Module):
         self.gpt = gpt
         self.base_model = None  # the ClipCaptionModel whose captions fill {base} in the prompt
         self.read_from, self.read_whole = None, False  # its checkpoint, and whether the language model's weights came from there too
+        self.encoder_source = None  # where load_encoder finds the encoder, when the checkpoint file itself holds it
+        self.recognised_as = None  # what its file was taken for, in words (models/recognise.py)
         width = gpt.get_input_embeddings().weight.shape[1]
         self.clip_project = build_mapper(
             config.mapping_type,
@@ -59,16 +68,11 @@ class ClipCaptionModel(nn.Module):
             config.prefix_length,
             config.clip_length,
             config.num_layers,
-            embeddings_per_image=config.embeddings_per_image,
+            config.mapper_heads,
+            config.mapper_dropout,
+            config.embeddings_per_image,
         )
         apply_tuning(self)
-
-    def __setattr__(self, name, value):
-        """As torch's, but the base model is kept aside: it is no part of this one's parameters, modes or state."""
-        if name == "base_model":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
 
     def train(self, mode=True):
         """Switch to training; what has no trained parameters stays in eval mode, without dropout."""
@@ -76,6 +80,29 @@ class ClipCaptionModel(nn.Module):
         if mode:
             rest_untrained(self)
         return self
+
+    def __setattr__(self, name, value):
+        """As torch's, but a base captioner is kept apart from the modules: not trained, not counted, not in the state dict."""
+        if name == "base_model":
+            self.__dict__[name] = value if value is None else value.eval()
+        else:
+            super().__setattr__(name, value)
+
+    def _apply(self, fn, recurse=True):
+        if self.base_model is not None:  # it moves with the model
+            self.base_model._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def _save_pretrained(self, save_directory):
+        from .export import write_pretrained
+
+        write_pretrained(self, save_directory)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id, **options):
+        from .export import read_pretrained
+
+        return read_pretrained(model_id, **options)
 
     @property
     def clip_device(self):

@@ -1,8 +1,11 @@
 """Checkpoints: bare state dicts under the published names, with a readable config beside them.
 
 `{prefix}-{epoch:03d}.pt`, `{prefix}_latest.pt`, `{prefix}_best.pt` hold weights, `{prefix}.json` everything that rebuilds the model and
-says how it was made. A frozen language model is left out unless asked for. A published file has no config: it is recognised from
-its names and shapes.
+says how it was made. A frozen language model is left out unless asked for. A published file has no config: models/recognise.py tells
+what it is.
+
+  python -m models.checkpoints describe FILE        what a file is
+  python -m models.checkpoints export FILE DIR      config.json and model.safetensors, for ClipCaptionModel.from_pretrained(DIR)
 """
 
 import dataclasses
@@ -11,6 +14,7 @@ import os
 import pickle
 import re
 import struct
+import sys
 import zipfile
 from pathlib import Path
 
@@ -19,6 +23,9 @@ import torch
 from common import UserError, replace_file
 
 from .captioner import CaptionConfig, ClipCaptionModel
+from .clipxgpt import check_vision
+from .published import find_published
+from .recognise import PUBLISHED_ALPHA, plain_state, recognise
 from .tuning import beneath_adapters, is_adapter, kept_names, merged_state, output_names, untie_output
 from .weights import find_weights, load_language_model, load_tokenizer
 
@@ -27,14 +34,8 @@ DAMAGED = (
     RuntimeError, EOFError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError, OSError, AssertionError,
     zipfile.BadZipFile, struct.error,
 )  # fmt: skip
-# transformers once kept its causal mask and a constant as buffers of every GPT-2 layer, and wrote them into state dicts.
-OLD_BUFFERS = re.compile(r"gpt\.transformer\.h\.\d+\.attn\.(bias|masked_bias)$")
 BASE = "original_model."  # the published name of the model whose captions a prompted one reads
 RUN_SUFFIX = re.compile(r"(-\d{3,}|_latest|_best)$")
-# GPT-2's number of heads is not in its shapes; these widths settle it (distilgpt2 and gpt2, -medium, -large, -xl).
-GPT2_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25}
-GPT2_NAMES = {(768, 6): "distilgpt2", (768, 12): "gpt2", (1024, 24): "gpt2-medium", (1280, 36): "gpt2-large", (1600, 48): "gpt2-xl"}
-ENCODER_OF_WIDTH = {512: "ViT-B/32", 640: "RN50x4", 576: "tinyvit"}
 
 
 def config_path(checkpoint):
@@ -88,10 +89,13 @@ def save_config(config, made_by, path):
 
 
 def read_config(path):
-    """Read the "model" part of a `{prefix}.json` → CaptionConfig. Raises UserError when it is not one."""
+    """Read the "model" part of a `{prefix}.json` → CaptionConfig, or a dict of hints where the embeddings' width is left out.
+
+    Raises UserError when it is neither.
+    """
     try:
         fields = json.loads(Path(path).read_text(encoding="utf-8"))["model"]
-        return CaptionConfig(**fields)
+        return CaptionConfig(**fields) if "clip_width" in fields else dict(fields)
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} is not a config this version reads ({reason}). Take the one train.py wrote.") from error
@@ -128,133 +132,131 @@ def refuse_compressed(path):
 
 def read_state_dict(path):
     """Read a checkpoint's state dict, without the buffers of old transformers. Raises UserError when it is something else."""
-    state = read_tensors(path)
-    if not isinstance(state, dict) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise UserError(f"{path} is not a checkpoint: expected a state dict of tensors (names clip_project.* and gpt.*).")
-    return {name: tensor for name, tensor in state.items() if not OLD_BUFFERS.match(name)}
+    return plain_state(read_tensors(path), path)
 
 
-def infer_config(state, path):
-    """Recognise a published state dict from its names and shapes → CaptionConfig.
+def open_checkpoint(path, gpt2_type=None):
+    """Read a checkpoint file and tell what it is → Recognised, on the CPU; no model is built.
 
-    Published weights stop at "." and take ViT-B/32 (512 wide) or RN50x4 (640) features; the 640-wide transformer was trained on
-    normalised ones. Raises UserError when the shapes fit none.
+    path: a .pt file, a name under data/weights/, or the name of published weights. gpt2_type: a language model that knows its number of
+    heads, asked where the file's width does not settle it. Raises UserError when the file cannot be read or is not recognised.
     """
-    token_table = state.get("gpt.transformer.wte.weight")
-    if token_table is None:
-        raise UserError(
-            f"{path} has no config beside it ({config_path(path).name}) and no gpt.* weights to recognise it by. "
-            f"Put the .json that train.py wrote beside it, or train with --save_full."
-        )
-    width = token_table.shape[1]
-    layers = 1 + max(int(name.split(".")[3]) for name in state if name.startswith("gpt.transformer.h."))
-    if width not in GPT2_HEADS:
-        raise UserError(f"{path} holds a GPT-2 {width} wide, whose number of heads cannot be known. Put its .json config beside it.")
-    if "clip_project.prefix_const" in state:
-        clip_width = state["clip_project.linear.weight"].shape[1]
-        mapper = {
-            "mapping_type": "transformer",
-            "prefix_length": len(state["clip_project.prefix_const"]),
-            "clip_length": state["clip_project.linear.weight"].shape[0] // width,
-            "num_layers": len({name.split(".")[3] for name in state if name.startswith("clip_project.transformer.layers.")}),
-            "normalize_prefix": clip_width == 640,
-        }
-    elif "clip_project.model.2.weight" in state:
-        clip_width = state["clip_project.model.0.weight"].shape[1]
-        mapper = {"mapping_type": "mlp", "prefix_length": state["clip_project.model.2.weight"].shape[0] // width}
-    elif "clip_project.weight" in state:
-        clip_width = state["clip_project.weight"].shape[1]
-        mapper = {"mapping_type": "linear", "prefix_length": state["clip_project.weight"].shape[0] // width}
-    else:
-        raise UserError(f"{path} has no mapper this version knows; found {', '.join(sorted(state)[:3])}, …; expected clip_project.*.")
-    gpt_config = {
-        "model_type": "gpt2",
-        "n_embd": width,
-        "n_layer": layers,
-        "n_head": GPT2_HEADS[width],
-        "vocab_size": len(token_table),
-        "n_positions": len(state["gpt.transformer.wpe.weight"]),
-    }
-    return CaptionConfig(
-        encoder=ENCODER_OF_WIDTH.get(clip_width),
-        clip_width=clip_width,
-        gpt2_type=GPT2_NAMES.get((width, layers), "gpt2"),
-        gpt_config=gpt_config,
-        stop_token=".",
-        **mapper,
-    )
+    found = find_weights(str(path), f"{path}.pt")
+    path = found if found is not None and found.is_file() else find_published(str(path)) or Path(path)
+    content = read_tensors(path)
+    beside = config_path(path)
+    config = read_config(beside) if beside.is_file() else {}
+    return recognise(content, path, config, gpt2_type)
 
 
-def load_state(model, state, path, complete=False):
-    """Load a state dict into a captioner; what its tuning does not train may be absent from it.
+def load_state(model, found, parts=("clip_project.", "gpt."), complete=False):
+    """Load what was recognised into a captioner; what its tuning does not train may be absent → names of the model's tensors it filled.
 
-    complete: what its tuning trains must be there; else the language model may be absent altogether, as from a mapper to start with.
+    found: Recognised; parts: what of the model to fill. complete: what its tuning trains must be there; else the language model may be
+    absent altogether, as from a mapper to start with. Published adapters are merged.
     Raises UserError listing every missing, unexpected and misshapen key.
     """
+    left_out = tuple({"clip_project.", "gpt."} - set(parts))
+    state = {name: tensor for name, tensor in found.state.items() if not name.startswith(left_out)}
     if model.config.tune != "lora" and any(is_adapter(name) for name in state):
-        raise UserError(f"{path} holds adapters. Train with --tune lora, or start from a file written with --save_full, which merges them.")
+        raise UserError(
+            f"{found.path} holds adapters. Train with --tune lora, or start from a file written with --save_full, which merges them."
+        )
     table_name, head_name = (f"gpt.{name}" for name in output_names(model.gpt))
     head, table = state.get(head_name), state.get(table_name)
     if head is not None and table is not None and head.shape == table.shape and not torch.equal(head, table):
         # An output layer trained apart from the token table would be overwritten by it while the two are tied.
         untie_output(model.gpt, head)
+    names = beneath_adapters(model, {name: name for name in state})  # the model's name → the project's
     state = beneath_adapters(model, state)
-    own = model.state_dict()
+    own, kept = model.state_dict(), kept_names(model)
     of_gpt = {name for name in state if name.startswith("gpt.")}
-    if of_gpt <= kept_names(model) and model.config.tune != "full":
-        expected = {name for name in kept_names(model) if of_gpt or complete or not name.startswith("gpt.")}
+    if of_gpt <= kept and model.config.tune != "full":
+        expected = {name for name in kept if of_gpt or complete or not name.startswith("gpt.")}
     else:
         expected = {name for name in own if of_gpt or not name.startswith("gpt.")}
         expected = {name for name in expected if not is_adapter(name) or name in state}
+    expected = {name for name in expected if name.startswith(parts)}
     if head_name not in state and model.gpt.config.tie_word_embeddings:
         expected.discard(head_name)
-    faults = [f"missing {name}" for name in sorted(expected - set(state))]
-    faults += [f"unexpected {name}" for name in sorted(set(state) - set(own))]
+
+    def in_file(name):
+        return found.name_in_file(names.get(name, name.replace(".base_layer.", ".")))
+
+    faults = [f"missing {in_file(name)}" for name in sorted(expected - set(state))]
+    faults += [f"unexpected {in_file(name)}" for name in sorted(set(state) - set(own))]
     faults += [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        f"{in_file(name)} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
         for name in sorted(expected & set(state))
         if state[name].shape != own[name].shape
     ]
+    changes = adapter_changes(model.gpt, found) if "gpt." in parts else {}
+    changes = beneath_adapters(model, {f"gpt.{name}.weight": change for name, change in changes.items()})
+    for name, change in changes.items():
+        weight = own.get(name)
+        if weight is None or change.shape != weight.shape:
+            module = name.removesuffix(".weight").removesuffix(".base_layer")
+            keys = " and ".join(found.name_in_file(f"{module}.lora_{side}") for side in "AB")
+            faults.append(f"{keys} change {tuple(change.shape)} of {tuple(weight.shape) if weight is not None else 'nothing'}")
     if faults:
-        raise UserError(f"{path} does not fit the model: {'; '.join(faults)}. Take the checkpoint's own config and options.")
+        raise UserError(f"{found.path} does not fit the model: {'; '.join(faults)}. Take the checkpoint's own config and options.")
     model.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        for name, change in changes.items():
+            own[name] += change
+    return set(state) | set(changes)
+
+
+def adapter_changes(gpt, found):
+    """What LoRA's adapters add to the weights: alpha / rank · B A (arXiv:2106.09685) → dict of module name → float32 tensor.
+
+    A published file does not hold alpha: 16, as published.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    alpha = (getattr(found.config, "lora", None) or {}).get("alpha") or PUBLISHED_ALPHA
+    turned = {name for name, module in gpt.named_modules() if isinstance(module, Conv1D)}  # GPT-2 keeps [in, out]
+    changes = {name: (b.float() @ a.float()) * (alpha / len(a)) for name, (a, b) in found.adapters.items()}  # [out, in]
+    return {name: change.T if name in turned else change for name, change in changes.items()}
 
 
 def load_checkpoint(path, gpt2_type=None, device="cpu"):
     """Build a captioner from a checkpoint file, ours or a published one → ClipCaptionModel in eval mode, with .config and .tokenizer.
 
-    path: a .pt file, or a name under data/weights/. gpt2_type: overrides where the language model's weights or tokenizer come from.
+    path: a .pt file, a name under data/weights/, or the name of published weights (models/published.py). gpt2_type: overrides where the
+    language model's weights or tokenizer come from. Prompted checkpoints come with their .base_model; published LoRA's are merged.
     Raises UserError when the file cannot be read, is not recognised, or does not fit.
     """
-    found = find_weights(str(path), f"{path}.pt")
-    path = found if found is not None and found.is_file() else Path(path)
-    state = read_state_dict(path)
-    beside = config_path(path)
-    config = read_config(beside) if beside.is_file() else infer_config(state, path)
-    if gpt2_type is not None:
-        config = dataclasses.replace(config, gpt2_type=gpt2_type)
-    base_state = {name.removeprefix(BASE): tensor for name, tensor in state.items() if name.startswith(BASE)}
-    model = build_captioner(config, {name: tensor for name, tensor in state.items() if not name.startswith(BASE)}, path)
-    if config.base is not None:
-        known = {field.name for field in dataclasses.fields(CaptionConfig)}
-        base_config = CaptionConfig(**{name: value for name, value in config.base.items() if name in known})
-        model.base_model = build_captioner(base_config, base_state, path).to(device).eval()
-    return model.to(device).eval()
+    return build_captioner(open_checkpoint(path, gpt2_type), gpt2_type).to(device).eval()
 
 
-def build_captioner(config, state, path):
-    """Build a captioner from its config and a state dict; what the state dict has not of the language model comes by its name."""
-    tokenizer = load_tokenizer(config.gpt2_type)
-    if config.tune == "lora" and not any(is_adapter(name) for name in state):
+def build_captioner(found, gpt2_type=None, tokenizer=None):
+    """What was recognised → ClipCaptionModel on the CPU; what the file has not of the language model comes by its name.
+
+    tokenizer: in place of the one that the config names.
+    """
+    config = found.config if gpt2_type is None else dataclasses.replace(found.config, gpt2_type=gpt2_type)
+    if config.tune == "lora" and not any(is_adapter(name) for name in found.state):
         config = dataclasses.replace(config, tune="full", lora=None)  # written with its adapters merged in
-    whole = bool(config.gpt_config) and holds_language_model(state, config)
+    if config.tune == "full" and not any(name.startswith("gpt.") for name in found.state) and not found.adapters:
+        raise UserError(f"{found.path} lacks the language model that was trained with its mapper (gpt.*). Take the whole file.")
+    tokenizer = tokenizer or load_tokenizer(config.gpt2_type)
+    whole = bool(config.gpt_config) and holds_language_model(found.state, config)
     gpt = build_language_model(config.gpt_config) if whole else load_language_model(config.gpt2_type)
     try:
         model = ClipCaptionModel(config, gpt, tokenizer)
     except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-    load_state(model, state, path, complete=True)
-    model.read_whole, model.read_from = whole, path
+        raise UserError(f"{found.path}: {error}") from error
+    load_state(model, found, complete=True)
+    model.recognised_as, model.read_whole, model.read_from = found.kind, whole, found.path
+    if found.base is not None:
+        alike = found.base.config.gpt2_type == found.config.gpt2_type
+        model.base_model = build_captioner(found.base, gpt2_type if alike else None, tokenizer if alike else None)
+    elif config.base is not None:
+        raise UserError(f"{found.path} lacks the base captioner that its prompt quotes ({BASE}*). Take the whole file.")
+    if found.vision is not None:
+        check_vision(found.vision, found.path)
+        model.encoder_source = f"clipxgpt:{found.path}"
     return model
 
 
@@ -282,3 +284,9 @@ def build_language_model(gpt_config):
             gpt = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     gpt.tie_weights()
     return gpt
+
+
+if __name__ == "__main__":
+    from .export import main
+
+    sys.exit(main())

@@ -10,8 +10,10 @@ import torch
 from common import UserError
 
 from .captioner import position_count, stop_token_id
+from .clipxgpt import decode_as_published
 from .constraints import Constraints
 from .kv_cache import Decoder
+from .prompts import add_prompts
 
 DECODINGS = ("beam", "greedy", "sample")
 
@@ -48,6 +50,8 @@ def generate(
     text_prompt: every caption begins with this text (spaces at its end left out); lengths and scores count what follows it alone.
     → for each image, num_captions pairs (text, score), best first; score is the mean log-probability of a token, in nats, as the
     model gives it before anything is forbidden. return_ended: triples, the third whether the caption ended by its stop token.
+    Where the config has a prompt, it stands between prefix and caption (models/prompts.py). Published CLIPxGPT weights decode by their own
+    greedy loop, whatever `decoding` says but "sample" (models/clipxgpt.py).
     The model is left in eval mode. Raises UserError for arguments that do not fit.
     """
     if decoding not in DECODINGS:
@@ -65,15 +69,18 @@ def generate(
         raise UserError(f"entry_length is {entry_length}; expected at least 1 token")
     if not math.isfinite(length_penalty):
         raise UserError(f"length_penalty is {length_penalty}; expected a number, such as 1")
+    if model.config.decoding_style == "clipxgpt":
+        changed = decoding == "sample" or num_captions > 1 or no_repeat_ngram_size or min_length or text_prompt or length_penalty != 1
+        if changed:
+            raise UserError("CLIPxGPT's published weights decode greedily, one caption an image. Ask for no sample, no more, and no rules.")
     prompt = _prompt_tokens(model.tokenizer, text_prompt)
     positions = position_count(model.gpt)
     if positions is not None:
         if model.config.prefix_length > positions:
             raise UserError(f"a prefix of {model.config.prefix_length} tokens does not fit the language model's {positions} positions")
-        taken = model.config.prefix_length + len(prompt)
-        if taken > positions:
+        if model.config.prefix_length + len(prompt) > positions:
             raise UserError(f"a text_prompt of {len(prompt)} tokens does not fit the language model's {positions} positions")
-        entry_length = min(entry_length, positions - taken + 1)  # the last token is never read
+        entry_length = min(entry_length, positions - model.config.prefix_length - len(prompt) + 1)  # the last token is never read
     try:
         stop = model.stop_token_id if stop_token is None else stop_token_id(model.tokenizer, stop_token)
     except ValueError as error:
@@ -91,22 +98,26 @@ def generate(
     if not finite.all():
         image = int((~finite).nonzero()[0])
         raise UserError(f"embedding {image} gives a prefix that is not finite: it holds NaN, or zeros only. Encode the image again.")
-    if prompt:
-        embedded = model.gpt.get_input_embeddings()(torch.tensor(prompt, device=prefix.device))
-        prefix = torch.cat([prefix, embedded.expand(len(prefix), -1, -1)], dim=1)
     temperature = temperature if temperature > 0 else 1.0
-    if decoding == "sample":
-        tokens, lengths, scores = _sample(model.gpt, prefix, beams, entry_length, temperature, top_p, stop, seed, rules)
-    else:
-        tokens, lengths, scores = _search_beams(model.gpt, prefix, beams, entry_length, temperature, stop, rules, length_penalty)
-    ranks = scores if length_penalty == 1 else scores * lengths.to(scores.dtype) ** (1 - length_penalty)
-    order = ranks.argsort(dim=1, descending=True, stable=True)[:, :num_captions]
-    captions = []
-    for image in range(len(tokens)):
-        ids = [(tokens[image, beam, : lengths[image, beam]].tolist(), scores[image, beam].item()) for beam in order[image]]
-        captions.append(
-            [(_text(model.tokenizer, prompt + one), score, *([one[-1] == stop] if return_ended else [])) for one, score in ids]
-        )
+    if model.config.decoding_style == "clipxgpt":
+        return [[caption] for caption in decode_as_published(model, prefix, entry_length, temperature, stop, return_ended)]
+
+    first_seed = torch.seed() % 2**40 if seed is None else seed
+    captions = [None] * len(prefix)
+    for images, start in add_prompts(model, clip_embedding, prefix, prompt):
+        most_tokens = entry_length if positions is None else min(entry_length, positions - start.shape[1] + 1)
+        if most_tokens < 1:
+            raise UserError(f"prefix and prompt, {start.shape[1]} tokens, do not fit the language model's {positions} positions")
+        if decoding == "sample":
+            seeds = [first_seed + image for image in images]
+            tokens, lengths, scores = _sample(model.gpt, start, beams, most_tokens, temperature, top_p, stop, seeds, rules)
+        else:
+            tokens, lengths, scores = _search_beams(model.gpt, start, beams, most_tokens, temperature, stop, rules, length_penalty)
+        ranks = scores if length_penalty == 1 else scores * lengths.to(scores.dtype) ** (1 - length_penalty)
+        order = ranks.argsort(dim=1, descending=True, stable=True)[:, :num_captions]
+        for row, image in enumerate(images):
+            best = [(tokens[row, beam, : lengths[row, beam]].tolist(), scores[row, beam].item()) for beam in order[row]]
+            captions[image] = [(_text(model, prompt + ids), score, *([ids[-1] == stop] if return_ended else [])) for ids, score in best]
     return captions
 
 
@@ -115,11 +126,15 @@ def _prompt_tokens(tokenizer, text):
     return tokenizer.encode(text.rstrip(), add_special_tokens=False) if text and text.strip() else []
 
 
-def _text(tokenizer, ids):
-    """The caption of a row of tokens: an end-of-text token is left out, any other stop token is part of the text."""
-    if ids and ids[-1] == tokenizer.eos_token_id:
+def _text(model, ids):
+    """The caption of a row of tokens: an end-of-text token is left out, any other stop token is part of the text.
+
+    Behind a prompt the caption's first word carries the space between the two, which is taken off.
+    """
+    if ids and ids[-1] == model.tokenizer.eos_token_id:
         ids = ids[:-1]
-    return tokenizer.decode(ids)
+    text = model.tokenizer.decode(ids)
+    return text.strip() if model.config.prompt else text
 
 
 def _search_beams(gpt, prefix, beams, entry_length, temperature, stop, rules, length_penalty):
@@ -191,17 +206,16 @@ def _likeliest(logits, count, forbidden=None):
     return top - logits.logsumexp(-1, keepdim=True), token
 
 
-def _sample(gpt, prefix, draws, entry_length, temperature, top_p, stop, seed, rules):
+def _sample(gpt, prefix, draws, entry_length, temperature, top_p, stop, seeds, rules):
     """Draw `draws` captions an image from the distribution cut to its nucleus (arXiv:1904.09751).
 
     Scores count the model's own log-probabilities at this temperature, before the cut and before anything is forbidden. Each image has
-    its own generator, seeded seed + its place, so that a caption does not depend on what else is in the batch.
+    its own generator, seeded by its place, so that a caption does not depend on what else is in the batch.
     prefix: [B, P, E] → tokens [B, K, T], lengths [B, K], scores [B, K].
     """
     device = prefix.device
     images = len(prefix)
-    first_seed = torch.seed() % 2**40 if seed is None else seed
-    generators = [torch.Generator().manual_seed(first_seed + image) for image in range(images)]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     tokens = torch.zeros(images, draws, entry_length, dtype=torch.long, device=device)
     lengths = torch.zeros(images, draws, dtype=torch.long, device=device)
     stopped = torch.zeros(images, draws, dtype=torch.bool, device=device)

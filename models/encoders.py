@@ -9,6 +9,7 @@ load_encoder("timm:vit_small_patch14_dinov2.lvd142m")     any model of timm, wit
 load_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k")      open_clip: architecture, then tag or weight file
 load_encoder("hf:google/siglip2-base-patch16-224")        a vision tower of the Hugging Face hub, or of a folder
 load_encoder("clap:laion/clap-htsat-unfused")             CLAP, for sounds
+load_encoder("clipxgpt:FILE.pt")                          the vision tower inside a CLIPxGPT weight file
 
 Weights are looked up under data/weights/ first, then in the library's own cache, then downloaded. docs/encoders.md has the families in a
 table. A new family is one more entry in BUILDERS; a key that ends in ":" takes every name that begins with it.
@@ -31,6 +32,14 @@ from .towers_timm import TINYVIT, build_timm, build_tinyvit
 
 __all__ = ["BUILDERS", "CLIP_NAMES", "TINYVIT", "Encoder", "Preprocess", "find_builder", "load_encoder", "pick_device"]
 
+
+
+def _build_clipxgpt(name, pooling):
+    from .clipxgpt import build_encoder  # imports torch, without which --help is fast
+
+    return build_encoder(name, pooling)
+
+
 # Name, or beginning of a name → builder(name, pooling) → models.towers.Tower.
 BUILDERS = {
     **dict.fromkeys(CLIP_NAMES, build_clip),
@@ -39,6 +48,7 @@ BUILDERS = {
     "open_clip:": build_openclip,
     "hf:": build_hf,
     "clap:": build_clap,
+    "clipxgpt:": _build_clipxgpt,
 }
 POOLINGS = ("pooled", "none")
 

@@ -1,4 +1,4 @@
-"""Mappers: from one CLIP embedding to a prefix of the language model (arXiv:2111.09734, section 3.2).
+"""Mappers: from one CLIP embedding to a prefix of the language model (arXiv:2111.09734, section 3.2; the encoder: CLIPxGPT).
 
 B batch, D width of the embedding, E width of the language model, P prefix_length, K clip_length. The names of modules and
 parameters are the published ones, so that published weights load without renaming.
@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 MAPPER_HEADS = 8  # as published; the number of heads cannot be read off the weights
 MAPPER_MLP_RATIO = 2.0  # as published
+ENCODER_HEADS = 16  # as published by CLIPxGPT, small and large
+ENCODER_RATIO = 4  # as published by CLIPxGPT
 
 
 class MLP(nn.Module):
@@ -117,12 +119,35 @@ class TransformerMapper(nn.Module):
         return mixed[:, clip_tokens.shape[1] :]  # [B, P, E]
 
 
-def build_mapper(mapping_type, clip_width, width, prefix_length, clip_length, num_layers, embeddings_per_image=1):
-    """Make the mapper named by `mapping_type`: "mlp", "linear" (one Linear, as some older published weights) or "transformer".
+class EncoderMapper(nn.Module):
+    """torch's own transformer encoder (post-norm, ReLU) over the embedding, then one Linear: CLIPxGPT's mapper.
 
-    embeddings_per_image: vectors an image, L; more than one goes to the transformer only.
-    Raises ValueError for another name, for several vectors to another mapper, and when the transformer's width is not a multiple of
-    its 8 heads.
+    An embedding is a sequence of one, alone in its attention. Drawn as published: Kaiming normal weights, biases 0.
+    clip_embedding: [B, D] → [B, E·P].
+    """
+
+    def __init__(self, clip_width, prefix_width, num_layers, heads, dropout):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(clip_width, heads, ENCODER_RATIO * clip_width, dropout, batch_first=True)
+        self.transformer_encoder = nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=False)
+        self.mapper = nn.Linear(clip_width, prefix_width)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, clip_embedding):
+        return self.mapper(self.transformer_encoder(clip_embedding[:, None])[:, 0])
+
+
+def build_mapper(
+    mapping_type, clip_width, width, prefix_length, clip_length, num_layers, heads=None, dropout=0.1, embeddings_per_image=1
+):
+    """Make the mapper named by `mapping_type`: "mlp", "linear" (one Linear, as some older published weights), "transformer" or "encoder".
+
+    heads, dropout: the encoder's only; None heads are CLIPxGPT's 16. embeddings_per_image: vectors an image, L; more than one goes to the
+    transformer only. Raises ValueError for another name, for several vectors to another mapper, and when a width is not a multiple of
+    its heads.
     """
     if embeddings_per_image > 1 and mapping_type != "transformer":
         raise ValueError(
@@ -137,4 +162,9 @@ def build_mapper(mapping_type, clip_width, width, prefix_length, clip_length, nu
         if width % MAPPER_HEADS:
             raise ValueError(f"the transformer mapper has {MAPPER_HEADS} heads; the language model's width {width} is not a multiple of it")
         return TransformerMapper(clip_width, width, prefix_length, clip_length, num_layers, embeddings_per_image)
-    raise ValueError(f"mapping_type is {mapping_type!r}; expected mlp, linear or transformer")
+    if mapping_type == "encoder":
+        heads = ENCODER_HEADS if heads is None else heads
+        if clip_width % heads:
+            raise ValueError(f"the encoder mapper has {heads} heads; the embeddings' width {clip_width} is not a multiple (--mapper_heads)")
+        return EncoderMapper(clip_width, width * prefix_length, num_layers, heads, dropout)
+    raise ValueError(f"mapping_type is {mapping_type!r}; expected mlp, linear, transformer or encoder")

@@ -21,10 +21,19 @@ def build_clip(name, pooling):
     Without pooling: what leaves the last block of a ViT, before its last norm and projection; the class token first, then the patches row
     by row, as Hugging Face's last_hidden_state.
     """
+    model = load_clip(name)
+    preprocess, preprocessing = openai_preprocess(model.visual.input_resolution)
+    if pooling == "pooled":
+        return Tower(model.visual, preprocess, preprocessing, model.visual.output_dim)
+    if not hasattr(model.visual, "class_embedding"):
+        raise no_tokens(f"{name}, a ResNet,")
+    return Tower(_token_module(model.visual), preprocess, preprocessing, model.visual.class_embedding.shape[0])
+
+
+def openai_preprocess(size):
+    """What every CLIP of OpenAI is shown, `size` pixels a side → Preprocess, the same in words and numbers."""
     from clip import clip
 
-    model = load_clip(name)
-    size = model.visual.input_resolution
     preprocessing = {
         "image_size": size,
         "resize": size,
@@ -34,12 +43,7 @@ def build_clip(name, pooling):
         "std": [0.26862954, 0.26130258, 0.27577711],
     }
     # The library's own transform: clip.load hands out the same, but opens files by itself.
-    preprocess = Preprocess(clip._transform(size), size)
-    if pooling == "pooled":
-        return Tower(model.visual, preprocess, preprocessing, model.visual.output_dim)
-    if not hasattr(model.visual, "class_embedding"):
-        raise no_tokens(f"{name}, a ResNet,")
-    return Tower(_token_module(model.visual), preprocess, preprocessing, model.visual.class_embedding.shape[0])
+    return Preprocess(clip._transform(size), size), preprocessing
 
 
 def load_clip(name):

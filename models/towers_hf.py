@@ -38,7 +38,7 @@ def build_hf(name, pooling):
     }
     short_side = (resize if isinstance(resize, int) else min(resize)) if cropped and not packed else None
     preprocess = Preprocess(PackedTransform(processor) if packed else Transform(processor), short_side)
-    return finish_tower(name, _vision_module(model, pooling, class_token, packed), preprocess, preprocessing, pooling)
+    return finish_tower(name, vision_module(model, pooling, class_token, packed), preprocess, preprocessing, pooling)
 
 
 class Transform:
@@ -133,7 +133,8 @@ def _interpolation(resample):
     return None if resample is None else Image.Resampling(int(resample)).name.lower()
 
 
-def _vision_module(model, pooling, class_token, packed):
+def vision_module(model, pooling="pooled", class_token=False, packed=False):
+    """A transformers vision tower as a plain module: pooler_output, or the class token, or without pooling all tokens."""
     import torch
 
     class Vision(torch.nn.Module):

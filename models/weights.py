@@ -177,3 +177,13 @@ def load_tokenizer(name):
         return AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
 
     return load_from_library(load, name, "tokenizer")
+
+
+def load_language_model_config(name):
+    """Load the config of a language model by name or folder. Raises UserError as load_language_model does."""
+    from transformers import AutoConfig
+
+    def load(source, local_files_only):
+        return AutoConfig.from_pretrained(source, local_files_only=local_files_only)
+
+    return load_from_library(load, name, "language model's config")

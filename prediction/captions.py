@@ -9,7 +9,7 @@ def add_decoding_options(parser):
     group.add_argument("--decoding", choices=("beam", "greedy", "sample"), default="beam")
     group.add_argument("--beam_size", type=int, default=5)
     group.add_argument("--entry_length", type=int, default=67, help="most tokens of a caption (default 67)")
-    group.add_argument("--temperature", type=float, default=1.0, help="divides the logits; 0 or less means 1")
+    group.add_argument("-T", "--temperature", type=float, default=1.0, help="divides the logits; 0 or less means 1")
     group.add_argument("--top_p", type=float, default=1.0, help="sampling: keep the likeliest tokens that add up to this (default 1: all)")
     group.add_argument("--stop_token", help="token that ends a caption, where not the checkpoint's")
     group.add_argument("--num_captions", type=int, default=1, help="captions an image, best first, with their scores")

@@ -99,3 +99,13 @@ def plot_explanation(words, attention, nearest, title, path):
     axes.set_title(textwrap.fill(title.replace("$", r"\$"), 60), fontsize=10)
     figure.colorbar(shown, ax=axes, label="share of attention to the prefix")
     _save(figure, path, dpi=120)
+
+
+def plot_titled(image, title, path):
+    """Draw one picture with its caption above. image: PIL; title: str; path: where the drawing goes."""
+    figure = _figure(figsize=(6, 6 * image.height / image.width + 0.8) if image.height < 3 * image.width else (6, 18))
+    axes = figure.subplots()
+    axes.imshow(image)
+    axes.set_title(textwrap.fill(title.replace("$", r"\$"), 60))
+    axes.set_axis_off()
+    _save(figure, path, dpi=110)

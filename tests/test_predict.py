@@ -134,7 +134,7 @@ def test_a_picture_that_cannot_be_read_is_skipped_and_named(here, capsys):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["photos"], "no --checkpoint"),
+    (["photos"], "no --checkpoint given, which means CLIPxGPT's published weights"),
     (["-C", TUNED], "give pictures or folders, or --data"),
     (["-C", TUNED, "photos", "--data", "x.pkl"], "not both"),
     (["-C", "no.pt", "photos"], "no checkpoint no.pt"),

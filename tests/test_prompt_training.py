@@ -137,7 +137,7 @@ def test_base_captions_are_decoded_once_and_made_again_for_another_base(data, ti
     kept = list(data.glob("train.base-*.jsonl"))
     lines = [json.loads(line) for line in kept[0].read_text().splitlines()]
     base = load_checkpoint("out/base-003.pt")
-    expected = [found[0][0].strip() for found in decoding.generate(base, load_features("train.pkl").clip_embedding)]
+    expected = [found[0][0].strip() for found in decoding.generate(base, load_features("train.pkl").clip_embedding, "greedy")]
     assert len(kept) == 1 and [line["caption"] for line in lines] == expected
 
     calls, generate = [], decoding.generate

@@ -217,3 +217,27 @@ def test_a_mutated_file_gives_features_or_one_line(tmp_path_factory, data):
     except UserError as error:
         assert "\n" not in str(error)
     assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("shape", [(768,), (1, 768)])
+def test_clipxgpt_s_list_of_triples_is_read_and_grouped(tmp_path, dtype, shape):
+    import numpy as np
+
+    rows = np.random.default_rng(0).standard_normal((4, *shape)).astype(dtype)
+    triples = [(f"{image}.jpg", rows[image], f"caption {k} of {image}") for image in range(4) for k in range(5)]
+    (tmp_path / "processed_dataset.pkl").write_bytes(pickle.dumps(triples))
+    features = load_features(tmp_path / "processed_dataset.pkl")
+    assert features.clip_embedding.shape == (20, 768) and str(features.clip_embedding.dtype) == f"torch.{dtype}"
+    assert features.meta["encoder"] == "hf:openai/clip-vit-base-patch32"
+    grouped = group_by_image(features)
+    assert len(grouped.clip_embedding) == 4 and [caption["clip_embedding"] for caption in grouped.captions] == [i // 5 for i in range(20)]
+    assert grouped.captions[7] == {"image_id": "1.jpg", "caption": "caption 2 of 1", "id": 7, "clip_embedding": 1}
+    assert np.array_equal(grouped.clip_embedding[1].numpy(), rows[1].reshape(-1))
+
+
+@pytest.mark.parametrize("triples", [[], [("a.jpg", "no array", "text")], [("a.jpg", None)], [1, 2]])
+def test_a_list_of_something_else_is_one_line(tmp_path, triples):
+    (tmp_path / "list.pkl").write_bytes(pickle.dumps(triples))
+    with pytest.raises(UserError, match="holds a"):
+        load_features(tmp_path / "list.pkl")

@@ -32,14 +32,14 @@ def digest_of(path):
 
 
 def base_captions(base, base_digest, features, data_path, say):
-    """The base model's best caption (beam 5) of every row of the features → list of str.
+    """The base model's caption of every row of the features, as prediction too will have it → list of str.
 
     They are read from, or written to, {data}.base-{key}.jsonl beside the first data file; the key is of the features' content and
     the base checkpoint's.
     """
     from tqdm import tqdm
 
-    from models.decoding import generate
+    from models.prompts import base_captions as caption
 
     key = hashlib.blake2b(f"{features.digest()} {base_digest}".encode(), digest_size=8).hexdigest()
     data_path = Path(data_path)
@@ -56,10 +56,9 @@ def base_captions(base, base_digest, features, data_path, say):
         return rows
     captions = []
     for start in tqdm(range(0, count, BATCH), desc="base captions", unit="batch", disable=None, leave=False):
-        embeddings = features.clip_embedding[start : start + BATCH].float()
-        captions += [found[0][0].strip() for found in generate(base, embeddings)]
+        captions += caption(base, features.clip_embedding[start : start + BATCH].float())
     with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for row, caption in enumerate(captions):
-            file.write(json.dumps({"row": row, "caption": caption}, ensure_ascii=False) + "\n")
+        for row, text in enumerate(captions):
+            file.write(json.dumps({"row": row, "caption": text}, ensure_ascii=False) + "\n")
     say(f"base captions of {count:,} images written to {path}")
     return captions

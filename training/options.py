@@ -38,8 +38,10 @@ def build_parser(description):
     group = parser.add_argument_group("model")
     group.add_argument("--prefix_length", type=int, default=10, help="P, tokens of the prefix (default 10)")
     group.add_argument("--prefix_length_clip", type=int, default=10, help="K, vectors that the transformer mapper begins with (10)")
-    group.add_argument("--mapping_type", choices=("mlp", "transformer"), default="mlp")
-    group.add_argument("--num_layers", type=int, default=8, help="layers of the transformer mapper (default 8)")
+    group.add_argument("--mapping_type", choices=("mlp", "transformer", "encoder", "linear"), default="mlp")
+    group.add_argument("--num_layers", type=int, default=8, help="layers of the transformer or encoder mapper (default 8)")
+    group.add_argument("--mapper_heads", type=int, help="attention heads of the encoder mapper (default 16)")
+    group.add_argument("--mapper_dropout", type=float, default=0.1, help="dropout of the encoder mapper (default 0.1)")
     group.add_argument("--normalize_prefix", action="store_true", help="divide each embedding by its L2 norm; kept in the checkpoint")
     group.add_argument("--is_rn", action="store_true", help="the embeddings are RN50x4's (640 wide); the data says so too, this checks it")
     group.add_argument(
@@ -48,7 +50,8 @@ def build_parser(description):
     )  # fmt: skip
     group.add_argument("--stop_token", help='where captions end: by default <|endoftext|>, learned as last target; "." as published')
     group.add_argument("--gpt2_dropout", type=float, help="dropout of a tuned GPT-2 (default its own: 0.1)")
-    group.add_argument("--init_from", help="checkpoint to start from, ours or a published one")
+    group.add_argument("--init_from", help='checkpoint to start from, ours or a published one; "none": from none')
+    group.add_argument("--init_parts", choices=("all", "gpt", "mapper"), default="all", help="what of --init_from to take (default all)")
     group.add_argument("--prompt", help="text between prefix and caption; {base} in it stands for what --base_checkpoint says of the image")
     group.add_argument("--base_checkpoint", help="checkpoint whose captions fill {base}; decoded once, kept beside --data")
 
@@ -127,6 +130,10 @@ def parse_options(argv, description):
     if bool(options.base_checkpoint) != ("{base}" in (options.prompt or "")):
         there, absent = ("--base_checkpoint", "{base} in --prompt")[:: 1 if options.base_checkpoint else -1]
         parser.error(f"{there}, but no {absent}; give both, or neither")
+    if options.mapper_heads is not None and options.mapper_heads < 1:
+        parser.error(f"--mapper_heads is {options.mapper_heads}; expected at least 1")
+    if not 0 <= options.mapper_dropout < 1:
+        parser.error(f"--mapper_dropout is {options.mapper_dropout}; expected 0 or more and less than 1")
     if options.patience and not options.val_data:
         parser.error("--patience needs --val_data, the captions whose loss is watched")
     if not options.prefix or "/" in options.prefix:

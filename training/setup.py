@@ -4,6 +4,8 @@ import sys
 
 from common import UserError
 
+from .start import choose_start, take_weights
+
 
 def build_model(options, features, say):
     """Load the language model, put a fresh mapper before it, and take weights from --init_from → ClipCaptionModel.
@@ -13,8 +15,7 @@ def build_model(options, features, say):
     import torch
 
     from models.captioner import CaptionConfig, ClipCaptionModel, position_count, stop_token_id
-    from models.checkpoints import load_state, read_state_dict
-    from models.tuning import beneath_adapters, default_targets, kept_names, mark_trained
+    from models.tuning import default_targets, kept_names, mark_trained
     from models.weights import load_language_model, load_tokenizer
 
     encoder = features.meta.get("encoder")
@@ -51,6 +52,8 @@ def build_model(options, features, say):
         freeze_mapper=options.freeze_mapper,
         embeddings_per_image=vectors,
         prompt=options.prompt,
+        mapper_heads=options.mapper_heads,
+        mapper_dropout=options.mapper_dropout,
     )
     torch.manual_seed(options.seed)
     try:
@@ -58,13 +61,11 @@ def build_model(options, features, say):
         stop_token_id(tokenizer, options.stop_token)
     except ValueError as error:
         raise UserError(f"{error}.") from error
+    options.init_from = choose_start(options, features, say)
     if options.init_from:
-        state = read_state_dict(options.init_from)
-        load_state(model, state, options.init_from)
+        filled = take_weights(model, options.init_from, options, say)
         mark_trained(model)
-        holds_gpt = any(name.startswith("gpt.") for name in state)
-        say(f"starting from {options.init_from}: {'mapper and language model' if holds_gpt else 'mapper'} taken")
-        if not kept_names(model) >= beneath_adapters(model, state).keys() and not options.save_full:
+        if not filled <= kept_names(model) and not options.save_full:
             say(f"checkpoints will hold its language model too, since {gpt2_type} is another (--save_full)")
             options.save_full = True
     return model
