@@ -164,7 +164,7 @@ def test_activations_are_counted_as_they_are_kept(language_models, data):
     model = build(language_models / "gpt2", "mapper")
     options = argparse.Namespace(stop_token=None, prefix_length=4, cut_captions=False, ignore_index=None, bs=6, accumulate=1)
     vars(options).update(sampling="images", gradient_checkpointing=False)
-    captions = tokenize_data(load_data(["train.pkl"], False, print), model, options, print)
+    captions = tokenize_data(load_data(["train.pkl"], False, print), model, options, print, "train.pkl")
     from features.packing import plan_epoch
 
     batch, kept = captions.pack(plan_epoch(captions.caption_rows, 6)[0]), {}
