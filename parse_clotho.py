@@ -129,7 +129,7 @@ def main(argv=None):
     finder = SoundFinder(args.audio_path)
     records = [Record(image_id, finder.find(rows[0]["file_name"]), rows) for image_id, rows in sounds.items()]
     check_images(records, args.max_skipped, "sounds")
-    encoder = sound_encoder(load_encoder(args.clip_model_type, args.device, args.mixed_precision), args.spectrogram)
+    encoder = sound_encoder(load_encoder(args.clip_model_type, args.device, args.mixed_precision), args.spectrogram, args.pooling)
     out, split = default_out(args.captions_path, args.clip_model_type)
     out = args.out or out
     extract(records, encoder, out, source=args.captions_path, split=split, **extract_options(args))

@@ -108,7 +108,7 @@ def main(argv=None):
     finder = PictureFinder(args.images or [folder])
     records = [Record(rows[0]["image_id"], finder.find(key, name), rows) for key, (name, rows) in images.items() if rows]
     check_images(records, args.max_skipped)
-    encoder = load_encoder(args.clip_model_type, args.device, args.mixed_precision)
+    encoder = load_encoder(args.clip_model_type, args.device, args.mixed_precision, args.pooling)
     out = args.out or folder / f"oscar_split_{file_stem(args.clip_model_type)}_{split}.pkl"
     extract(records, encoder, out, source=args.annotations, split=split, **extract_options(args))
     print(f"next: python train.py --data {shlex.quote(str(out))} --out_dir ./coco_train/")

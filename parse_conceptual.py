@@ -191,7 +191,7 @@ def main(argv=None):
             raise UserError(f"no picture with a caption for {out}: {missing[0][1]}, for example: {missing[0][2]}.")
         check_images(records, args.max_skipped)
         found.append((records, missing))
-    encoder = load_encoder(args.clip_model_type, args.device, args.mixed_precision)
+    encoder = load_encoder(args.clip_model_type, args.device, args.mixed_precision, args.pooling)
     for (split, kind, where), out, (records, missing) in zip(splits, outs, found):
         source = where[0] if kind == "tsv" or len(where) == 1 else f"{where[0]} … {where[-1]}"
         extract(records, encoder, out, source=source, split=split, missing=missing, **extract_options(args))

@@ -163,7 +163,7 @@ def main(argv=None):
         if splits[split]
     }
     check_images([record for every in records.values() for record in every], args.max_skipped)
-    encoder = load_encoder(args.clip_model_type, args.device, args.mixed_precision)
+    encoder = load_encoder(args.clip_model_type, args.device, args.mixed_precision, args.pooling)
     outs = {split: base.with_name(f"{base.stem}_{split}{base.suffix}") for split in records}
     for split, every in records.items():
         options = extract_options(args) | {"missing": bad if split == "train" else ()}

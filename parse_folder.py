@@ -168,7 +168,7 @@ def write_features(records, kind, out, args, source, val_share):
     """Check the files, load the encoder once, write the feature file, or two of them."""
     check_images(records, args.max_skipped)
     files = plan_files(records, out, "train", val_share, args.seed)
-    encoder = encoder_for(kind, load_encoder(args.clip_model_type, args.device, args.mixed_precision), args.spectrogram)
+    encoder = encoder_for(kind, load_encoder, args)
     extract_files(files, encoder, args.seed, source=source, **extract_options(args))
 
 

@@ -189,7 +189,7 @@ def main(argv=None):
     noun = "pictures" if columns.kind == "image" else "sounds"
     print(f"{args.dataset} ({args.split}): {noun} in {columns.item}, captions in {', '.join(columns.captions)}")
     # Before the rows of a stream are fetched, which may take long: is the encoder there?
-    encoder = encoder_for(columns.kind, load_encoder(args.clip_model_type, args.device, args.mixed_precision), args.spectrogram)
+    encoder = encoder_for(columns.kind, load_encoder, args)
     records = read_records(data, columns, args, out)
     files = plan_files(records, out, split, args.val_share, args.seed)
     extract_files(files, encoder, args.seed, source=args.dataset, **extract_options(args))

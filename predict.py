@@ -108,12 +108,14 @@ def main(argv=None):
         if None in encoders:
             nameless = options.checkpoint[encoders.index(None)]
             raise UserError(f"{nameless} does not name its encoder. Give --clip_model_type, such as ViT-B/32.")
-        wanted = [(name, settings and settings["spectrogram"]) for name, settings in zip(encoders, audio)]
+        settings = zip(encoders, audio, (model.config.pooling for model in models))
+        wanted = [(name, of_sounds and of_sounds["spectrogram"], pooling) for name, of_sounds, pooling in settings]
         encoded = {}
-        for name, spectrogram in dict.fromkeys(wanted):
-            encoder = load_encoder(name, device)
-            encoder = sound_encoder(encoder, spectrogram) if spectrogram else encoder
-            encoded[name, spectrogram], pictures = encode_pictures(pictures, encoder, options.batch_size, skipped)
+        for key in dict.fromkeys(wanted):
+            name, spectrogram, pooling = key
+            encoder = load_encoder(name, device, pooling="pooled" if spectrogram else pooling)
+            encoder = sound_encoder(encoder, spectrogram, pooling) if spectrogram else encoder
+            encoded[key], pictures = encode_pictures(pictures, encoder, options.batch_size, skipped)
         for path, reason in skipped.items():
             print(f"skipped {path}: {reason}", file=sys.stderr)
         if not pictures:

@@ -192,11 +192,11 @@ class SoundEncoder:
     audio: what sound_encoder needs to make its like, and what it does, in words and numbers, for the feature file.
     """
 
-    many_views = True  # `preprocess` gives several views of a record, and its embedding is the mean over them
+    many_views = True  # `preprocess` gives several views of a record; its embedding is the mean over them, unless they are kept apart
     modality = "audio"
 
-    def __init__(self, encoder, spectrogram):
-        self.encoder = encoder
+    def __init__(self, encoder, spectrogram, pooling):
+        self.encoder, self.pooling = encoder, pooling
         self.name, self.width, self.device = encoder.name, encoder.width, encoder.device
         self.preprocessing = encoder.preprocessing
         self.mixed_precision = getattr(encoder, "mixed_precision", "no")
@@ -224,12 +224,13 @@ class SoundEncoder:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def sound_encoder(encoder, spectrogram=None):
+def sound_encoder(encoder, spectrogram=None, pooling="pooled"):
     """Make an encoder for sounds of what load_encoder gives.
 
     spectrogram: "mel", windows of a log-mel spectrogram as grey pictures; "published", the published picture; "waveform", windows of
     the waveform, half overlapping and the last one right-aligned, of the length the encoder takes (a shorter clip goes to it whole,
     and its own preprocessing pads it); None: waveform for an encoder of sounds, mel for one of pictures.
+    pooling: "pooled" for the mean over a clip's windows, "none" to keep them apart (features.loading.encode_views).
     Raises UserError where the encoder does not take that.
     """
     hears = getattr(encoder, "modality", "image") == "audio"
@@ -239,7 +240,7 @@ def sound_encoder(encoder, spectrogram=None):
     if hears != (spectrogram == "waveform"):
         takes, fits = ("sounds", "waveform") if hears else ("pictures", "mel or published")
         raise UserError(f"{encoder.name} takes {takes}: --spectrogram {spectrogram} is not for it. Take {fits}, or another encoder.")
-    return SoundEncoder(encoder, spectrogram)
+    return SoundEncoder(encoder, spectrogram, pooling)
 
 
 def is_sound(path):

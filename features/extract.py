@@ -48,6 +48,8 @@ def add_options(parser):
     group.add_argument("--out", type=Path, metavar="FILE", help="feature file to write: .pkl, or a name without suffix for a folder")
     group.add_argument("--device", default="auto", help="cpu, cuda, mps or auto (default auto)")
     group.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="for the encoder (default no)")
+    group.add_argument("--pooling", choices=("pooled", "none"), default="pooled",
+                       help="none: keep every patch token of a picture, every window of a sound, for the transformer mapper")  # fmt: skip
     group.add_argument("--batch_size", type=whole_number_from_1, metavar="N", help="images encoded together (default 64; 16 on a CPU)")
     group.add_argument("--num_workers", type=whole_number, metavar="N", help="processes that read pictures; 0: none (default by cores)")
     group.add_argument("--max_skipped", type=number_or_share, default="1%", metavar="N|X%",
@@ -142,6 +144,8 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
         **counts,
         **(more_meta or {}),
     }
+    if getattr(encoder, "pooling", "pooled") != "pooled":
+        meta["pooling"] = encoder.pooling
     if hasattr(encoder, "audio"):
         meta["audio"] = encoder.audio
     save_features(out, torch.from_numpy(rows), captions, meta)
@@ -197,7 +201,7 @@ def _encode_into(pieces, records, encoder, batch_size, num_workers, allowed, sav
             rows = None
             if numbers:
                 rows = encode_views(encoder, batch) if many_views else encoder.encode(torch.as_tensor(batch)).cpu()
-                rows = rows.numpy()  # [B, D]
+                rows = rows.numpy()  # [B, D], or [B, L, D] without pooling
             pieces.add(numbers, rows, unread, save_seconds)
             bar.update(len(numbers) + len(unread))
             skipped += len(unread)

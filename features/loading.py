@@ -7,10 +7,21 @@ from pathlib import Path
 # Windows of sounds that go through an encoder together, whatever the length of a clip.
 VIEWS_AT_ONCE = {"cpu": 16}
 VIEWS_AT_ONCE_ELSEWHERE = 64
+MOST_APART = 64  # views of a record that are kept apart; of a longer one, neighbours are averaged
+
+
+def pad_vectors(several):
+    """Tensors [B, L, D] whose L may differ → one [N, L, D]; zeros stand where one has fewer vectors than another."""
+    import torch
+
+    most = max(rows.shape[1] for rows in several)
+    return torch.cat([torch.nn.functional.pad(rows, (0, 0, 0, most - rows.shape[1])) for rows in several])
 
 
 def encode_views(encoder, several):
     """Encode records of several views each → [B, D] float32 on the CPU, the mean over each record's views.
+
+    Of an encoder without pooling: [B, L, D], the views apart, at most MOST_APART, zeros where a record has fewer than another.
 
     several: list of tensors or arrays [W, …], W ≥ 1. Views pass the encoder in chunks of equal size, so that a long clip needs no more
     memory than many short ones.
@@ -20,7 +31,11 @@ def encode_views(encoder, several):
     views = [view for record in several for view in torch.as_tensor(record)]
     chunk = VIEWS_AT_ONCE.get(encoder.device.type, VIEWS_AT_ONCE_ELSEWHERE)
     encoded = [encoder.encode(torch.stack(views[start : start + chunk])).float().cpu() for start in range(0, len(views), chunk)]
-    return torch.stack([rows.mean(0) for rows in torch.cat(encoded).split([len(record) for record in several])])
+    by_record = torch.cat(encoded).split([len(record) for record in several])
+    if getattr(encoder, "pooling", "pooled") == "pooled":
+        return torch.stack([rows.mean(0) for rows in by_record])
+    groups = [torch.stack([group.mean(0) for group in rows.tensor_split(min(len(rows), MOST_APART))]) for rows in by_record]
+    return torch.nn.utils.rnn.pad_sequence(groups, batch_first=True)  # [B, L, D]
 
 
 def _stack(items):

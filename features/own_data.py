@@ -70,16 +70,19 @@ def texts_of(value):
     raise ValueError(f"a {type(value).__name__} ({str(value)[:40]})")
 
 
-def encoder_for(kind, encoder, spectrogram):
-    """Encoder as loaded → one for records of `kind` "image" or "audio"; spectrogram: how an image encoder is shown sounds.
+def encoder_for(kind, load, args):
+    """Load the encoder that the command line asks for, as one for records of `kind` "image" or "audio".
+
+    load: models.encoders.load_encoder; args: what add_options and add_own_data_options read.
 
     Raises UserError when the encoder takes sounds and the records are pictures.
     """
+    encoder = load(args.clip_model_type, args.device, args.mixed_precision, "pooled" if kind == "audio" else args.pooling)
     hears = getattr(encoder, "modality", "image") == "audio"
     if kind == "audio":
         from .audio import sound_encoder
 
-        return sound_encoder(encoder, spectrogram="waveform" if hears else spectrogram)
+        return sound_encoder(encoder, "waveform" if hears else args.spectrogram, args.pooling)
     if hears:
         raise UserError(f"{encoder.name} takes sounds, and these are pictures. Take an image encoder, such as --clip_model_type ViT-B/32.")
     return encoder

@@ -29,7 +29,7 @@ def fingerprint(records, encoder, batch_size):
     import torch
 
     precision = getattr(encoder, "mixed_precision", "no")
-    made_by = [encoder.name, encoder.width, encoder.digest(), encoder.preprocessing, precision]
+    made_by = [encoder.name, encoder.width, encoder.digest(), encoder.preprocessing, precision, getattr(encoder, "pooling", "pooled")]
     what = [*made_by, encoder.device.type, torch.__version__, batch_size]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode())
     for record in records:
@@ -133,10 +133,13 @@ def _span(path):
 
 
 def _join(batches):
-    """(numbers, rows or None, unread) a batch → rows [N, D] float32, numbers, unread of them all."""
+    """(numbers, rows or None, unread) a batch → rows [N, D] or [N, L, D] float32, numbers, unread of them all."""
     rows = [rows for numbers, rows, _ in batches if len(numbers)]
     numbers = [int(number) for numbers, _, _ in batches for number in numbers]
     unread = [tuple(pair) for _, _, unread in batches for pair in unread]
+    if rows and rows[0].ndim == 3:  # fewer vectors than others have: zeros stand for none
+        most = max(some.shape[1] for some in rows)
+        rows = [np.pad(some, ((0, 0), (0, most - some.shape[1]), (0, 0))) for some in rows]
     return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32), numbers, unread
 
 

@@ -35,6 +35,7 @@ class CaptionConfig:
     embeddings_per_image: int = 1  # L; more than 1: features are [N, L, D]
     prompt: str | None = None  # text between prefix and caption; {base} in it stands for the base model's caption
     base: dict | None = None  # config of the base model as a dict, and the path and digest of its checkpoint
+    pooling: str = "pooled"  # of the encoder; "none": every token, or every window of a sound
     audio: dict | None = None  # how sounds became the encoder's input (features.audio); None for pictures
     mapper_heads: int | None = None  # attention heads of the encoder mapper; None means 16
     mapper_dropout: float = 0.1  # of the encoder mapper, in training

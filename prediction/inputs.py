@@ -62,11 +62,14 @@ def image_id_of(path):
 
 
 def encode_pictures(paths, encoder, batch_size, skipped):
-    """Encode pictures or sounds → float32 [N, D] tensor and the paths that could be read; the others go to `skipped` with the reason."""
+    """Encode pictures or sounds → float32 [N, D] tensor ([N, L, D] without pooling) and the paths that could be read.
+
+    The others go to `skipped` with the reason.
+    """
     import torch
     from tqdm import tqdm
 
-    from features.loading import encode_views
+    from features.loading import encode_views, pad_vectors
 
     many_views = getattr(encoder, "many_views", False)
     embeddings, read = [], []
@@ -80,4 +83,6 @@ def encode_pictures(paths, encoder, batch_size, skipped):
                 skipped[path] = str(error)
         if batch:
             embeddings.append(encode_views(encoder, batch) if many_views else encoder.encode(torch.stack(batch)).cpu())
+    if embeddings and embeddings[0].dim() == 3:
+        return pad_vectors(embeddings), read
     return torch.cat(embeddings) if embeddings else torch.empty(0, encoder.width), read

@@ -162,7 +162,7 @@ def test_sounds_go_through_the_sound_encoder_and_pictures_not_through_one_for_so
             asked.append(path)
             return torch.full((3, 64, 64), float(len(Path(path).read_bytes())))
 
-    def sound_encoder(encoder, spectrogram="mel"):
+    def sound_encoder(encoder, spectrogram="mel", pooling="pooled"):
         asked.append(spectrogram)
         return Sounds(encoder, 10)
 

@@ -144,7 +144,7 @@ def test_sounds_are_handed_over_undecoded(world, monkeypatch):
     """The encoder of sounds is a stand-in here: what is tested is what it is given."""
     asked = []
 
-    def sound_encoder(encoder, spectrogram="mel"):
+    def sound_encoder(encoder, spectrogram="mel", pooling="pooled"):
         preprocess = encoder.preprocess
         encoder.preprocess = lambda sound: asked.append((spectrogram, sound)) or preprocess("pictures/0.jpg")
         return encoder

@@ -46,6 +46,7 @@ def build_model(options, features, say):
         gpt2_type=gpt2_type,
         gpt_config=gpt.config.to_diff_dict(),
         stop_token=options.stop_token,
+        pooling=features.meta.get("pooling", "pooled"),
         audio=features.meta.get("audio"),
         tune=options.tune,
         lora=lora,
