@@ -17,6 +17,7 @@ from common import Parser, UserError, one_line_errors
 from prediction.captions import add_decoding_options, caption_all, check_width
 from prediction.inputs import audio_of, check_names, encode_pictures, find_pictures, image_id_of
 from prediction.outputs import print_captions, write_captions
+from prediction.rerank import caption_and_rerank
 
 
 def build_parser():
@@ -29,8 +30,11 @@ def build_parser():
     parser.add_argument("--gpt2_type", help="language model to build on, where not the checkpoint's")
     parser.add_argument("--clip_model_type", help="image encoder, where not the checkpoint's")
     add_decoding_options(parser)
+    group = parser.add_argument_group("choosing")
+    group.add_argument("--rerank", choices=("clip",), help="take, of --beam_size captions, the one that CLIP finds nearest to the picture")
     group = parser.add_argument_group("output")
     group.add_argument("--out", help="file for the captions: .csv, .json (COCO results) or .jsonl")
+    group.add_argument("--explain", help="picture of what the words of the first caption attend to in the prefix")
     group.add_argument("--plot", help="picture of the images with their captions")
     group = parser.add_argument_group("running")
     group.add_argument("--device", default="auto", help="cuda, mps, cpu or auto (default auto: the best there is)")
@@ -50,6 +54,8 @@ def check_options(parser, options):
         parser.error(f"--out is {options.out}; expected a name ending in .csv, .json or .jsonl")
     if options.plot and options.data:
         parser.error("--plot needs pictures; a feature file holds none. Name the pictures in place of --data")
+    if options.rerank and options.decoding == "greedy":
+        parser.error("--rerank needs several captions an image to choose from; take --decoding beam or sample")
     if options.batch_size < 1:
         parser.error(f"--batch_size is {options.batch_size}; expected at least 1")
 
@@ -108,8 +114,12 @@ def main(argv=None):
 
     captions = []
     for model, embedding, checkpoint in zip(models, embeddings, options.checkpoint):
-        check_width(model, embedding.shape[1], options.data or model.config.encoder, checkpoint)
-        captions.append(caption_all(model, embedding, options))
+        check_width(model, embedding.shape[-1], options.data or model.config.encoder, checkpoint)
+        if options.rerank:
+            encoder = options.clip_model_type or (features.meta.get("encoder") if options.data else None) or model.config.encoder
+            captions.append(caption_and_rerank(model, embedding, options, encoder))
+        else:
+            captions.append(caption_all(model, embedding, options))
     columns = [Path(checkpoint).stem for checkpoint in options.checkpoint]
     columns = columns if len(set(columns)) == len(columns) else list(options.checkpoint)
 
@@ -117,6 +127,16 @@ def main(argv=None):
     if options.out:
         write_captions(options.out, ids, names, columns, captions)
         print(f"wrote {options.out}")
+    if options.explain:
+        from reports.explain import explain_caption
+        from reports.plots import plot_explanation
+
+        text = captions[0][0][0][0]
+        if not text.strip():
+            raise UserError(f"the caption of {names[0]} is empty: there is nothing to explain.")
+        found = explain_caption(models[0], embeddings[0][:1], text)
+        plot_explanation(found["words"], found["attention"], found["nearest"], f"{names[0]}: {text}", options.explain)
+        print(f"wrote {options.explain}")
     if options.plot:
         from models.images import read_image
         from reports.plots import plot_captions

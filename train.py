@@ -5,16 +5,26 @@
   transformer mapper, GPT-2 frozen:
     python train.py --only_prefix --data ./data/coco/oscar_split_ViT-B_32_train.pkl --out_dir ./coco_train/ \\
         --mapping_type transformer --num_layers 8 --prefix_length 40 --prefix_length_clip 40
+  other ways of tuning, other language models:
+    python train.py --data train.pkl --out_dir ./lora/ --tune lora --lr 1e-4 --mapper_lr 2e-5 --init_from coco_weights.pt
+    python train.py --data train.pkl --out_dir ./opt/ --language_model facebook/opt-125m --tune ends --warmup_ratio 0.1
+  behind a prompt that holds another model's caption of the image:
+    python train.py --data train.pkl --out_dir ./posts/ --init_from coco_weights.pt --base_checkpoint coco_weights.pt \\
+        --prompt " is a picture of {base} and a social media post would caption it "
   a short run on a CPU, to see that everything works:
     python train.py --data train.pkl --out_dir ./try/ --max_steps 20 --warmup_steps 5 --lr 1e-4 --log_every 1
   several GPUs:
     accelerate launch train.py --data train.pkl --out_dir ./coco_train/
+
+With --tune mapper, ends, head or lora checkpoints hold what was trained, and the mapper; --save_full writes everything (adapters merged
+into the weights beneath them).
 
 Writes into --out_dir, under the stem --prefix: {prefix}-000.pt, -001.pt, … (weights after each epoch), {prefix}_latest.pt (weights
 within an epoch), {prefix}_best.pt (the epoch with the lowest --val_data loss), {prefix}.json (the config), {prefix}_metrics.jsonl and
 .png (loss and learning rate), {prefix}_state.pt (for --resume). Ctrl-C and SIGTERM save first; the same command with --resume goes on.
 """
 
+import contextlib
 import math
 import shlex
 import sys
@@ -23,10 +33,11 @@ from pathlib import Path
 from common import UserError, one_line_errors
 from training.data import load_data, load_validation_data, tokenize_data
 from training.interrupt import StopRequest
-from training.optimiser import build_optimizer, learning_rate
+from training.optimiser import build_optimizer, learning_rate, parameter_groups, settle_warmup
 from training.options import parse_options
 from training.precision import choose_precision
-from training.setup import build_model, describe_origin, describe_run
+from training.probe import takes_packed_rows
+from training.setup import build_model, caption_first, describe_origin, describe_run
 from training.validate import BestSoFar, validation_loss
 
 
@@ -34,13 +45,15 @@ from training.validate import BestSoFar, validation_loss
 def main(argv=None):
     options = parse_options(argv, __doc__)
 
+    import numpy as np
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
     from tqdm import tqdm
 
-    from features.packing import pack_captions, plan_epoch
+    from features.packing import plan_epoch
     from models.checkpoints import remove_old_checkpoints, save_checkpoint, save_config
+    from models.tuning import checkpoint_blocks
     from training.run_log import RunLog
     from training.state import load_state, restore_random_states, save_state, state_path
 
@@ -62,8 +75,10 @@ def main(argv=None):
     val_features = load_validation_data(options.val_data, features, options, say) if options.val_data else None
     model = build_model(options, features, say)
     config = model.config
-    data = tokenize_data(features, model, options, say, options.data[0])
-    val_data = tokenize_data(val_features, model, options, say, options.val_data[0]) if val_features else None
+    sets = [(features, options.data[0]), (val_features, (options.val_data or [None])[0])]
+    base, val_base = caption_first(model, sets, options, device, say)
+    data = tokenize_data(features, model, options, say, options.data[0], base)
+    val_data = tokenize_data(val_features, model, options, say, options.val_data[0], val_base) if val_features else None
     captions_in_all = len(data.tokens)
     steps_per_epoch = captions_in_all // options.bs if options.drop_last else math.ceil(captions_in_all / options.bs)
     if not steps_per_epoch:
@@ -71,11 +86,19 @@ def main(argv=None):
     total_steps = options.epochs * steps_per_epoch
     if options.max_steps is not None:
         total_steps = min(total_steps, options.max_steps)
-    describe_run(model, data, options, total_steps, say)
+    options.warmup_steps = settle_warmup(options.warmup_steps, options.warmup_ratio, total_steps)
+    if not takes_packed_rows(model, data, options.bs, say):
+        data.packed = False
+        if val_data:
+            val_data.packed = False
+    describe_run(model, data, options, total_steps, precision, device, say)
+    if options.gradient_checkpointing:
+        checkpoint_blocks(model.gpt)
 
     # Optimiser over trained parameters only.
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizer = build_optimizer(trained.values(), options.lr, fused=device_type in ("cpu", "cuda"))
+    groups = parameter_groups(trained, options.lr, options.mapper_lr, options.weight_decay)
+    optimizer = build_optimizer(groups, options.lr, fused=device_type in ("cpu", "cuda"))
     captioner = model
     model, optimizer = accelerator.prepare(model, optimizer)
 
@@ -83,6 +106,7 @@ def main(argv=None):
     out_dir, step, best = Path(options.out_dir), 0, BestSoFar(options.patience)
     resume_point = state_path(out_dir, options.prefix)
     shaping = "init_from bs lr warmup_steps sampling drop_last ignore_index cut_captions seed gpt2_dropout"
+    shaping += " mapper_lr weight_decay clip_grad accumulate gradient_checkpointing"
     identity = {name: getattr(options, name) for name in shaping.split()}
     identity |= {"total_steps": total_steps, "precision": precision, "model": vars(config)}
     identity |= {"data": features.digest(), "val_data": val_features.digest() if val_features else None}
@@ -101,9 +125,6 @@ def main(argv=None):
         best = BestSoFar(options.patience, **state["best"])
     elif options.resume:
         say(f"nothing to resume at {resume_point}: starting anew")
-
-    def pack(captions):
-        return pack_captions(captions, data.tokens, data.caption_rows, config.prefix_length, options.ignore_index)
 
     def checkpoint_path(label):
         return out_dir / f"{options.prefix}{label}.pt"
@@ -130,23 +151,30 @@ def main(argv=None):
                 share = captions[rank * len(captions) // processes : (rank + 1) * len(captions) // processes]
                 # A part-batch smaller than the number of processes leaves some without a share: they only join the exchange.
                 has_share = len(share) > 0
-                batch = pack(share if has_share else captions[:1])
-                batch.clip_embedding = features.clip_embedding[batch.image_rows].float()
-                loss_sum = model(batch.to(device)) * has_share
+                parts = np.array_split(share if has_share else captions[:1], min(options.accumulate, max(len(share), 1)))
+                parts = [data.pack(part) for part in parts]
                 # What all processes must agree on: how many tokens the step predicts, and whether it is the last.
-                exchange = torch.tensor([len(batch.labels) * has_share, stop.signal_name is not None], device=device)
+                predicted = sum(len(part.labels) for part in parts) * has_share
+                exchange = torch.tensor([predicted, stop.signal_name is not None], device=device)
                 targets, stopping = accelerator.reduce(exchange, "sum") if processes > 1 else exchange
-                # Gradients are averaged over processes: times their number, it is the mean over all tokens of the step.
-                accelerator.backward(loss_sum / targets.clamp(min=1) * processes)
+                loss_sum = 0.0
+                for number, part in enumerate(parts, start=1):
+                    with contextlib.nullcontext() if number == len(parts) else accelerator.no_sync(model):
+                        part_sum = model(part.to(device)) * has_share
+                        # Gradients are averaged over processes: times their number, it is the mean over all tokens of the step.
+                        accelerator.backward(part_sum / targets.clamp(min=1) * processes)
+                    loss_sum = loss_sum + part_sum.detach()
+                if options.clip_grad:
+                    accelerator.clip_grad_norm_(trained.values(), options.clip_grad)
                 lr = learning_rate(step, options.lr, options.warmup_steps, total_steps)
                 for group in optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = learning_rate(step, group["peak"], options.warmup_steps, total_steps)
                 optimizer.step()
                 optimizer.zero_grad()
                 step += 1
                 bar.update()
 
-                loss_sum = accelerator.reduce(loss_sum.detach(), "sum") if processes > 1 else loss_sum.detach()
+                loss_sum = accelerator.reduce(loss_sum, "sum") if processes > 1 else loss_sum
                 losses_unseen[step] = loss_sum
                 if log:
                     log.count(loss_sum, targets, len(captions))
@@ -162,7 +190,7 @@ def main(argv=None):
             if step < epoch_end:
                 break
             if val_data:
-                val_loss = validation_loss(model, val_data, options.bs, config.prefix_length, accelerator, options.ignore_index)
+                val_loss = validation_loss(model, val_data, options.bs, accelerator)
                 better = best.update(val_loss)
                 perplexity = math.exp(min(val_loss, 700))
                 say(f"epoch {epoch}: validation loss {val_loss:.4f}, perplexity {perplexity:.2f}{', the best' if better else ''}")

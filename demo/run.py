@@ -4,8 +4,8 @@
     python -m demo.run --quick      about a minute: a smaller world and less training, to see that everything runs; not judged
 
 Writes into --folder: annotations/ and train/, heldout/ (the pictures, as COCO lays them out), weights/demo_clip.pt and
-weights/demo_gpt2/, train.pkl and heldout.pkl, checkpoints/, captions.json, captions.png and metrics.json. A world and models that are
-there already, made with the same settings, are used again.
+weights/demo_gpt2/, train.pkl and heldout.pkl, checkpoints/, captions.json, scores.json, captions.png and metrics.json. A world and models
+that are there already, made with the same settings, are used again.
 """
 
 import json
@@ -97,6 +97,10 @@ def command_lines(folder, train_options=TRAIN_OPTIONS):
         f"--save_every {epochs} {train_options}"
     )
     lines["predict"] = f"predict.py --checkpoint {checkpoint} --data {folder}/heldout.pkl --out {folder}/captions.json"
+    lines["evaluate"] = (
+        f"evaluate.py --predictions {folder}/captions.json --data {folder}/heldout.pkl --train_data {folder}/train.pkl "
+        f"--metrics bleu rouge cider --out {folder}/scores.json"
+    )
     shown = sorted((Path(folder) / "heldout").glob("*.jpg"))[:PLOTTED]
     lines["plot"] = f"predict.py --checkpoint {checkpoint} --plot {folder}/captions.png {' '.join(map(str, shown))}"
     return {stage: line.split() for stage, line in lines.items()}
@@ -152,6 +156,7 @@ def main(argv=None):
         run_script(words, brief=stage == "predict")
         seconds[stage] = time.perf_counter() - started
     metrics = {**score(options.folder, options.seed), "floor": None if options.quick else FLOOR}
+    metrics["scores"] = json.loads((options.folder / "scores.json").read_text(encoding="utf-8"))["scores"]
     metrics["seconds"] = round(time.perf_counter() - began, 1)
     metrics["seconds_by_stage"] = {stage: round(took, 1) for stage, took in seconds.items()}
     metrics["settings"] = {**settings, "train_options": options.train_options}

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from common import UserError, replace_file
 
+from .directory import check_replaceable, is_directory_name
 from .loading import encode_views, make_loader
 from .pieces import Pieces, fingerprint
 from .store import save_features
@@ -44,7 +45,7 @@ def add_options(parser):
                        help="encoder: RN50 RN101 RN50x4 RN50x16 RN50x64 ViT-B/32 ViT-B/16 ViT-L/14 ViT-L/14@336px, "
                             "tinyvit timm:NAME open_clip:ARCH/PRETRAINED hf:REPO_OR_DIR clap:REPO_OR_DIR (sounds), or the path of a CLIP "
                             "weight file or of a folder that save_pretrained wrote; see docs/encoders.md (default ViT-B/32)")  # fmt: skip
-    group.add_argument("--out", type=Path, metavar="FILE", help="feature file to write (.pkl)")
+    group.add_argument("--out", type=Path, metavar="FILE", help="feature file to write: .pkl, or a name without suffix for a folder")
     group.add_argument("--device", default="auto", help="cpu, cuda, mps or auto (default auto)")
     group.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="for the encoder (default no)")
     group.add_argument("--batch_size", type=whole_number_from_1, metavar="N", help="images encoded together (default 64; 16 on a CPU)")
@@ -172,11 +173,13 @@ def _sigterm_interrupts():
 
 def _check_writable(out):
     """Raise UserError, before any work, when `out` is a folder or its folder cannot be made or written."""
+    if is_directory_name(out):
+        check_replaceable(out)
     folder = out.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        found = f"{out} is a folder" if out.is_dir() else f"{folder} is not a folder that can be written"
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        found = f"{folder} is not a folder that can be written"
         raise UserError(f"cannot write {out}: {found}. Give another --out, a file name (.pkl) in a folder you may write.")
 
 

@@ -1,8 +1,8 @@
 """Captions tokenised once, drawn into batches, and packed around the prefix they share.
 
-A row of a packed batch is made of blocks, one an image: P prefix slots, then the image's captions one after the other. A caption
-attends to the prefix and itself; its positions start again at P. The last token of a caption is predicted, never read, and has
-no slot. Loss and gradients equal those of one padded row per caption.
+A row of a packed batch is made of blocks, one an image: P prefix slots, the tokens of the image's prompt if there is one, then the
+image's captions one after the other. A caption attends to prefix, prompt and itself; its positions start where they end. The last
+token of a caption is predicted, never read, and has no slot. Loss and gradients equal those of one padded row per caption.
 
 C captions, N images, P prefix_length; R rows of L slots, I images and T predicted tokens in a batch.
 """
@@ -17,6 +17,7 @@ SAMPLINGS = ("images", "captions")
 BLOCKS_A_ROW = (1, 2, 3, 4, 5, 6, 8, 10)  # tried for every batch; what leaves the least padding is taken
 # In a GPT-2 layer of width E, attention over a row of L slots costs L / 6E of what the matrix products cost: here for E = 768.
 ATTENTION_SLOTS = 6 * 768
+TOKENIZED_TOGETHER = 10_000  # captions
 
 
 @dataclasses.dataclass
@@ -26,6 +27,7 @@ class Tokens:
     ids: np.ndarray  # int32, flat
     offsets: np.ndarray  # int64 [C + 1]
     cut: int = 0  # how many captions were longer than allowed and lost their end
+    skip: np.ndarray | None = None  # int64 [C], tokens at a caption's head that are read and never predicted; None: none
 
     def __len__(self):
         return len(self.offsets) - 1
@@ -38,20 +40,31 @@ class Tokens:
         """Tokens of each caption: int64 [C]."""
         return np.diff(self.offsets)
 
+    @property
+    def predicted(self):
+        """Tokens of each caption that are predicted: int64 [C]."""
+        return self.lengths if self.skip is None else self.lengths - self.skip
+
 
 def tokenize_captions(texts, tokenizer, end_token_id=None, max_tokens=None):
     """Tokenise captions into one flat array, each ended by `end_token_id` when one is given.
 
     max_tokens: longest caption kept whole, the end token included; a longer one loses its end (but not its end token) and is counted.
     """
-    encoded = _encode(list(texts), tokenizer)
     end = [] if end_token_id is None else [end_token_id]
     room = None if max_tokens is None else max_tokens - len(end)
-    cut = 0 if room is None else sum(len(ids) > room for ids in encoded)
-    encoded = [ids[:room] + end for ids in encoded]
-    offsets = np.zeros(len(encoded) + 1, np.int64)
-    np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
-    flat = np.fromiter(itertools.chain.from_iterable(encoded), np.int32, count=offsets[-1])
+    cut, flat, lengths = 0, [], []
+    # In blocks: lists of Python numbers take thirty times the room of the array.
+    for start in range(0, len(texts), TOKENIZED_TOGETHER):
+        block = list(texts[start : start + TOKENIZED_TOGETHER])
+        encoded = _encode(block, tokenizer)
+        cut += 0 if room is None else sum(len(ids) > room for ids in encoded)
+        encoded = [ids[:room] + end for ids in encoded]
+        lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        flat.append(np.fromiter(itertools.chain.from_iterable(encoded), np.int32, lengths[-1].sum()))
+    offsets = np.zeros(len(texts) + 1, np.int64)
+    flat = np.concatenate([np.zeros(0, np.int32), *flat])
+    np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths]), out=offsets[1:])
     return Tokens(flat, offsets, cut)
 
 
@@ -62,9 +75,7 @@ def _encode(texts, tokenizer):
         return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     backend.no_truncation()
     backend.no_padding()
-    # Without offsets, and in parts, so that what the backend keeps of each text beside its ids does not add up.
-    parts = (texts[start : start + 50_000] for start in range(0, len(texts), 50_000))
-    return [encoding.ids for part in parts for encoding in backend.encode_batch_fast(part, add_special_tokens=False)]
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]  # without offsets: half the time
 
 
 def published_length(lengths):
@@ -77,7 +88,9 @@ def cut_captions(tokens, max_tokens):
     """Cut every caption after `max_tokens` tokens → Tokens."""
     lengths = np.minimum(tokens.lengths, max_tokens)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Tokens(tokens.ids[_ranges(tokens.offsets[:-1], lengths)], offsets, tokens.cut + int((tokens.lengths > max_tokens).sum()))
+    cut = tokens.cut + int((tokens.lengths > max_tokens).sum())
+    skip = None if tokens.skip is None else np.minimum(tokens.skip, lengths)
+    return Tokens(tokens.ids[_ranges(tokens.offsets[:-1], lengths)], offsets, cut, skip)
 
 
 def plan_epoch(caption_rows, bs, sampling="images", seed=0, epoch=0, drop_last=False):
@@ -107,40 +120,53 @@ class PackedBatch:
     """One batch, laid out in rows. All tensors but clip_embedding are int64 and come from pack_captions."""
 
     image_rows: object  # [I] rows of the feature file, one a block
-    input_ids: object  # [R, L]; 0 where there is no caption token
+    input_ids: object  # [R, L]; 0 where there is no token of a prompt or caption
     position_ids: object  # [R, L]
     block_ids: object  # [R, L]; 0 is padding, blocks count from 1
-    caption_ids: object  # [R, L]; 0 is prefix (or padding), captions count from 1
+    caption_ids: object  # [R, L]; 0 is prefix and prompt (or padding), captions count from 1
     prefix_slots: object  # [I · P] slots (r · L + l) that take the prefixes, in the order of image_rows
     predict_slots: object  # [T] slots whose output predicts
     labels: object  # [T] the tokens predicted there
     clip_embedding: object = None  # [I, D] float, filled in by the caller: embeddings[image_rows]
+    packed: bool = True  # False: one caption a row, with a prefix of its own
 
     def to(self, device):
         """The same batch with every tensor on `device`."""
-        return PackedBatch(*(None if t is None else t.to(device, non_blocking=True) for t in vars(self).values()))
+        moved = {name: t.to(device, non_blocking=True) for name, t in vars(self).items() if hasattr(t, "to")}
+        return dataclasses.replace(self, **moved)
 
 
-def pack_captions(caption_numbers, tokens, caption_rows, prefix_length, ignore_index=None, blocks_a_row=BLOCKS_A_ROW):
+def pack_captions(
+    caption_numbers, tokens, caption_rows, prefix_length, ignore_index=None, blocks_a_row=BLOCKS_A_ROW, packed=True, prompts=None
+):
     """Lay captions out in rows around the prefixes they share → PackedBatch.
 
     caption_numbers: int [n]; tokens: Tokens of the whole set; caption_rows: int [C] image row of each caption.
     ignore_index: a token that is read but never predicted (the published code ignores 0, which is "!").
+    packed: False gives every caption a row and a prefix of its own, for language models that take no mask of packed rows.
+    prompts: Tokens of what stands between prefix and captions, one a row of the features; read, never predicted.
     """
     import torch
 
     caption_numbers = np.asarray(caption_numbers)
     image_rows, block_of = np.unique(np.asarray(caption_rows)[caption_numbers], return_inverse=True)
+    if not packed:
+        caption_numbers = caption_numbers[np.argsort(block_of, kind="stable")]
+        image_rows, block_of, blocks_a_row = np.asarray(caption_rows)[caption_numbers], np.arange(len(caption_numbers)), (1,)
     by_block = np.argsort(block_of, kind="stable")
     caption_numbers, block_of = caption_numbers[by_block], block_of[by_block]
     lengths = tokens.offsets[caption_numbers + 1] - tokens.offsets[caption_numbers]
     reads = np.maximum(lengths - 1, 0)  # slots a caption takes: its last token is only predicted
 
+    # What an image's captions share: its prefix, and its prompt.
+    prompt_length = np.zeros(len(image_rows), np.int64) if prompts is None else prompts.lengths[image_rows]
+    shared = prefix_length + prompt_length
+
     # Where each caption starts inside its block, and how long each block is.
     before = np.cumsum(reads) - reads
     first_of_block = np.searchsorted(block_of, np.arange(len(image_rows)))
-    caption_start = prefix_length + before - before[first_of_block][block_of]
-    block_length = prefix_length + np.bincount(block_of, reads, len(image_rows)).astype(np.int64)
+    caption_start = shared[block_of] + before - before[first_of_block][block_of]
+    block_length = shared + np.bincount(block_of, reads, len(image_rows)).astype(np.int64)
 
     layouts = [_fill_rows(block_length, -(-len(image_rows) // blocks)) for blocks in blocks_a_row]
     row_of_block, start_of_block, rows, slots = min(layouts, key=lambda layout: _row_cost(*layout[2:]))
@@ -151,22 +177,30 @@ def pack_captions(caption_numbers, tokens, caption_rows, prefix_length, ignore_i
     prefix_slots = _ranges(block_slot, np.full(len(image_rows), prefix_length))
     position_ids[prefix_slots] = np.tile(np.arange(prefix_length), len(image_rows))
     block_ids[_ranges(block_slot, block_length)] = np.repeat(np.arange(1, len(image_rows) + 1), block_length)
+    if prompts is not None:
+        prompt_slots = _ranges(block_slot + prefix_length, prompt_length)
+        input_ids[prompt_slots] = prompts.ids[_ranges(prompts.offsets[image_rows], prompt_length)]
+        position_ids[prompt_slots] = _ranges(np.full(len(image_rows), prefix_length), prompt_length)
     read_slots = _ranges(caption_slot, reads)
     input_ids[read_slots] = tokens.ids[_ranges(tokens.offsets[caption_numbers], reads)]
-    position_ids[read_slots] = prefix_length + _ranges(np.zeros_like(reads), reads)
+    position_ids[read_slots] = _ranges(shared[block_of], reads)
     caption_ids[read_slots] = np.repeat(np.arange(1, len(caption_numbers) + 1), reads)
 
-    # The last prefix slot predicts a caption's first token, each caption slot the token after its own.
+    # The last shared slot predicts a caption's first token, each caption slot the token after its own.
     predict_slots = _ranges(caption_slot - 1, lengths)
     first = np.cumsum(lengths) - lengths
-    predict_slots[first[lengths > 0]] = (block_slot[block_of] + prefix_length - 1)[lengths > 0]
+    predict_slots[first[lengths > 0]] = (block_slot + shared - 1)[block_of][lengths > 0]
     labels = tokens.ids[_ranges(tokens.offsets[caption_numbers], lengths)].astype(np.int64)
+    if tokens.skip is not None:
+        kept = _ranges(np.zeros_like(lengths), lengths) >= np.repeat(tokens.skip[caption_numbers], lengths)
+        predict_slots, labels = predict_slots[kept], labels[kept]
     if ignore_index is not None:
         kept = labels != ignore_index
         predict_slots, labels = predict_slots[kept], labels[kept]
 
     grid = (array.reshape(rows, slots) for array in (input_ids, position_ids, block_ids, caption_ids))
-    return PackedBatch(*(torch.from_numpy(array) for array in (image_rows, *grid, prefix_slots, predict_slots, labels)))
+    arrays = (image_rows, *grid, prefix_slots, predict_slots, labels)
+    return PackedBatch(*(torch.from_numpy(array) for array in arrays), packed=packed)
 
 
 def _row_cost(rows, slots):

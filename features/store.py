@@ -1,22 +1,29 @@
-"""The feature file: embeddings and captions of a data set, in the published layout plus `meta`.
+"""The feature file: embeddings and captions of a data set, in the published layout plus `meta`; or a directory of parts.
 
-A pickled dict: "clip_embedding" a tensor [N, D], one row an image; "captions" a list of dicts with image_id, caption, id and
-clip_embedding (the caption's row); "meta" a dict of plain values. The published train.py reads ours (it looks at the first two
-keys), and ours reads theirs, one row a caption, without meta. Reading runs nothing that stands in the file.
+  python -m features.store describe FILE …      what a file says of itself
+  python -m features.store check FILE …         what is wrong with it (check.py also compares captions with their images)
+
+A pickled dict: "clip_embedding" a tensor [N, D], one row an image, or [N, L, D] with several embeddings an image; "captions" a list of
+dicts with image_id, caption, id and clip_embedding (the caption's row); "meta" a dict of plain values. The published train.py reads ours
+(it looks at the first two keys), and ours reads theirs, one row a caption, without meta. Reading runs nothing that stands in the file.
+A name without suffix is a directory (see directory.py).
 """
 
-import dataclasses
-import hashlib
 import io
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from common import UserError, file_stem, replace_file
+from common import Parser, UserError, file_stem, one_line_errors, replace_file
 
+from .content import Features, drop_empty_captions, group_by_image, join_features
+from .directory import is_directory_name, read_directory, write_directory
+from .embeddings import MappedEmbeddings, first_bad_row
 from .unpickle import RefusedPickle, read_pickle
 
+__all__ = ["Features", "drop_empty_captions", "group_by_image", "join_features", "load_features", "save_features"]
 FORMAT_VERSION = 1
 PICKLE_PROTOCOL = 4
 # Widths that name their encoder, for published files, which do not say who made them.
@@ -24,47 +31,30 @@ ENCODER_OF_WIDTH = {640: "RN50x4", 576: "tinyvit"}
 ENCODERS_IN_NAMES = ("ViT-L/14@336px", "ViT-L/14", "ViT-B/32", "ViT-B/16", "RN50x64", "RN50x16", "RN50x4", "RN101", "RN50", "tinyvit")
 
 
-@dataclasses.dataclass
-class Features:
-    """What a feature file holds."""
-
-    clip_embedding: object  # tensor [N, D], dtype as stored
-    captions: list  # dicts with image_id, caption and clip_embedding (the row), maybe more
-    meta: dict  # empty for published files, but for an encoder known from width or file name
-
-    @property
-    def width(self):
-        """D, the width of an embedding."""
-        return self.clip_embedding.shape[1]
-
-    @property
-    def caption_rows(self):
-        """The row of each caption: int64 [C]."""
-        return np.fromiter((caption["clip_embedding"] for caption in self.captions), np.int64, len(self.captions))
-
-    def digest(self):
-        """A short name for the content: SHA-256 over embeddings, rows and texts, 16 hexadecimal digits."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.clip_embedding.contiguous().view(-1).numpy()).view(np.uint8))
-        digest.update(self.caption_rows.tobytes())
-        digest.update("\0".join(caption["caption"] for caption in self.captions).encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()[:16]
-
-
 def save_features(path, clip_embedding, captions, meta):
-    """Write a feature file, whole or not at all; equal content gives equal bytes.
+    """Write a feature file, or a feature directory where `path` has no suffix; whole or not at all; equal content gives equal bytes.
 
-    clip_embedding: [N, D] tensor; captions: list of dicts, each with image_id, caption and clip_embedding (a row below N);
-    meta: dict of plain values (format version, dtype, width and counts are added).
+    clip_embedding: [N, D] or [N, L, D] tensor; captions: list of dicts, each with image_id, caption and clip_embedding (a row below N);
+    meta: dict of plain values (format version, dtype, width and counts are added). A directory holds captions image by image.
     """
-    clip_embedding = clip_embedding.detach().cpu().contiguous().clone()
+    as_directory = is_directory_name(path)
+    mapped = isinstance(clip_embedding, MappedEmbeddings)
+    if not mapped:
+        clip_embedding = clip_embedding.detach().cpu().contiguous()
+    dtype = str(clip_embedding.dtype).removeprefix("torch.")
     meta = {
         "format_version": FORMAT_VERSION,
         **meta,
-        "width": int(clip_embedding.shape[1]),
-        "dtype": str(clip_embedding.dtype).removeprefix("torch."),
+        "width": int(clip_embedding.shape[-1]),
+        "dtype": "float32" if as_directory and dtype == "bfloat16" else dtype,
         "images": int(clip_embedding.shape[0]),
         "captions": len(captions),
     }
+    if len(clip_embedding.shape) == 3:
+        meta["embeddings_per_image"] = int(clip_embedding.shape[1])
+    if as_directory:
+        return write_directory(path, clip_embedding, captions, meta)
+    clip_embedding = clip_embedding[:] if mapped else clip_embedding.clone()
     # pickle writes an object it has seen before as a reference: equal texts are made one object, so that bytes depend on content alone.
     known = {}
 
@@ -89,12 +79,15 @@ class _FeaturePickler(pickle.Pickler):
         return torch.storage._load_from_bytes, (buffer.getvalue(),)
 
 
-def load_features(path):
-    """Read a feature file, ours or a published one → Features. Nothing in the file is run.
+def load_features(path, faults=None):
+    """Read a feature file or directory, ours or a published one → Features. Nothing in it is run.
 
-    Raises UserError when the file is missing, damaged, not a feature file, or asks for code.
+    faults: a list takes what is wrong with single embeddings and captions, one line each, in place of an error; such captions are left out.
+    Raises UserError when the file is missing, damaged, not a feature file, or asks for code; without `faults` for NaN and for no captions.
     """
     path = Path(path)
+    if path.is_dir():
+        return _checked(path, *read_directory(path), faults)
     if not path.is_file():
         raise UserError(f"no feature file {path}. Make one with a parse script, such as parse_coco.py --out {path}.")
     try:
@@ -105,7 +98,7 @@ def load_features(path):
     except Exception as error:  # a damaged pickle raises nearly anything
         reason = (str(error).splitlines() or [""])[0][:100]
         raise _bad(path, f"cannot be read as a pickle ({type(error).__name__}: {reason})") from error
-    return _checked(path, content)
+    return _checked(path, *_parts_of(path, content), faults)
 
 
 def _bad(path, found):
@@ -114,8 +107,8 @@ def _bad(path, found):
     )
 
 
-def _checked(path, content):
-    """Check what was read and bring it to one form → Features. Raises UserError naming the first fault."""
+def _parts_of(path, content):
+    """What was unpickled → embedding, captions, meta, of the right types. Raises UserError naming the first fault."""
     import torch
 
     if not isinstance(content, dict):
@@ -126,35 +119,49 @@ def _checked(path, content):
     embedding, captions, meta = content["clip_embedding"], content["captions"], content.get("meta", {})
     if isinstance(embedding, np.ndarray) and embedding.dtype.kind == "f":
         embedding = torch.from_numpy(embedding)
-    if not isinstance(embedding, torch.Tensor) or embedding.dim() != 2 or not embedding.is_floating_point():
-        raise _bad(path, "has a clip_embedding that is not a float tensor [N, D]")
+    if not isinstance(embedding, torch.Tensor) or embedding.dim() not in (2, 3) or not embedding.is_floating_point():
+        raise _bad(path, "has a clip_embedding that is not a float tensor [N, D] or [N, L, D]")
     if not isinstance(captions, list) or not isinstance(meta, dict):
         raise _bad(path, "has captions that are not a list, or meta that is not a dict")
-    if not captions:
-        raise UserError(f"{path} holds no caption: nothing to learn from. Parse again with annotations that have captions.")
-    if not torch.isfinite(embedding).all():
-        row = int((~torch.isfinite(embedding)).any(1).nonzero()[0])
-        raise UserError(f"{path} holds NaN or infinity in row {row} of clip_embedding. Encode the images again.")
-    captions = [_checked_caption(path, number, caption, len(embedding)) for number, caption in enumerate(captions)]
+    return embedding, captions, meta
+
+
+def _checked(path, embedding, captions, meta, faults):
+    """Check values and bring them to one form → Features. The first fault is an error, unless a list `faults` takes them all."""
+    if not len(captions):
+        _fault(UserError(f"{path} holds no caption: nothing to learn from. Parse again with annotations that have captions."), faults)
+    bad = first_bad_row(embedding)
+    if bad is not None and faults is None:  # a check counts such rows itself
+        raise UserError(f"{path} holds NaN or infinity in row {bad} of clip_embedding. Encode the images again.")
+    if isinstance(captions, list):
+        checked = (_checked_caption(path, number, caption, len(embedding), faults) for number, caption in enumerate(captions))
+        captions = [caption for caption in checked if caption]
     if not meta.get("encoder"):
-        meta = {**meta, "encoder": _guess_encoder(path, embedding.shape[1])}
+        meta = {**meta, "encoder": _guess_encoder(path, embedding.shape[-1])}
     return Features(embedding, captions, meta)
 
 
-def _checked_caption(path, number, caption, rows):
-    """One caption as a plain dict (published Clotho files hold pandas rows) whose row exists and whose text is a str."""
+def _fault(error, faults):
+    """Raise an error, or put it into the list that collects them."""
+    if faults is None:
+        raise error
+    faults.append(str(error))
+
+
+def _checked_caption(path, number, caption, rows, faults=None):
+    """One caption as a plain dict (published Clotho files hold pandas rows), its row and text checked; None after a fault."""
     caption = dict(caption) if isinstance(caption, dict) or hasattr(caption, "items") else caption
     if not isinstance(caption, dict):
-        raise _bad(path, f"has a caption {number} that is a {type(caption).__name__}")
+        return _fault(_bad(path, f"has a caption {number} that is a {type(caption).__name__}"), faults)
     if "caption" not in caption and "caption_1" in caption:
         caption["caption"] = caption["caption_1"]
     if "image_id" not in caption:
         caption["image_id"] = caption.get("file_name", caption.get("clip_embedding"))
     if not isinstance(caption.get("caption"), str):
-        raise _bad(path, f"has a caption {number} without a text")
+        return _fault(_bad(path, f"has a caption {number} without a text"), faults)
     row = caption.get("clip_embedding")
     if not isinstance(row, (int, np.integer)) or not 0 <= row < rows:
-        raise _bad(path, f"has a caption {number} whose row is {row!r} of {rows}")
+        return _fault(_bad(path, f"has a caption {number} whose row is {row!r} of {rows}"), faults)
     caption["clip_embedding"] = int(row)
     return caption
 
@@ -167,49 +174,31 @@ def _guess_encoder(path, width):
     return ENCODER_OF_WIDTH.get(width)
 
 
-def group_by_image(features):
-    """Let captions of the same image share one row, as packing wants, where a published file has a row a caption → Features.
-
-    Rows are joined only where image_id is the same and the embeddings are equal bit for bit.
-    """
-    import torch
-
-    rows = features.caption_rows
-    if len(np.unique(rows)) < len(rows):
-        return features
-    first_row, kept, new_rows = {}, [], []
-    for caption, row in zip(features.captions, rows):
-        key = (str(caption["image_id"]), hashlib.blake2b(features.clip_embedding[row].numpy().tobytes(), digest_size=16).digest())
-        if key not in first_row:
-            first_row[key] = len(kept)
-            kept.append(int(row))
-        new_rows.append(first_row[key])
-    if len(kept) == len(rows):
-        return features
-    captions = [{**caption, "clip_embedding": row} for caption, row in zip(features.captions, new_rows)]
-    return Features(features.clip_embedding[torch.tensor(kept)], captions, features.meta)
+def describe(path):
+    """What a feature file says of itself, or can be told of it → dict of plain values: shape, counts, and its meta."""
+    features = load_features(path, faults=[])
+    about = {"file": str(path), "shape": list(features.clip_embedding.shape), "dtype": str(features.clip_embedding.dtype)[6:]}
+    about |= {"images": len(features.clip_embedding), "captions": len(features.captions), "width": features.width}
+    return {**about, **{key: value for key, value in features.meta.items() if key not in about}}
 
 
-def join_features(several, names):
-    """Put several feature files (train and restval, say) behind one another → Features with the meta of the first.
+@one_line_errors
+def main(argv=None):
+    """The command line of this module: describe, or check without comparing captions with images."""
+    from .check import add_options, run
 
-    Raises UserError when their encoders or widths differ.
-    """
-    import torch
+    parser = Parser(prog="python -m features.store", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="describe|check")
+    describing = commands.add_parser("describe", help="print what each file says of itself")
+    describing.add_argument("files", nargs="+", metavar="FILE")
+    add_options(commands.add_parser("check", help="report what is wrong; exit code 1 where something is"))
+    options = parser.parse_args(argv)
+    if options.command == "check":
+        return run(options, None)
+    for path in options.files:
+        print("\n".join(f"{key}: {value}" for key, value in describe(path).items()))
+    return 0
 
-    first = several[0]
-    for other, name in zip(several[1:], names[1:]):
-        if (other.width, other.meta.get("encoder")) != (first.width, first.meta.get("encoder")):
-            raise UserError(
-                f"{name} holds {other.width}-wide embeddings ({other.meta.get('encoder')}), {names[0]} holds {first.width} "
-                f"({first.meta.get('encoder')}); files given together need one encoder. Parse one of them again."
-            )
-        if other.meta.get("audio") != first.meta.get("audio"):
-            raise UserError(f"{name} and {names[0]} hold sounds under different settings (see meta's audio). Parse one of them again.")
-    if len(several) == 1:
-        return first
-    captions, start = [], 0
-    for features in several:
-        captions += [{**caption, "clip_embedding": caption["clip_embedding"] + start} for caption in features.captions]
-        start += len(features.clip_embedding)
-    return Features(torch.cat([features.clip_embedding for features in several]), captions, first.meta)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,7 +8,7 @@ import numpy as np
 
 from common import UserError, replace_file
 
-from .packing import Tokens, tokenize_captions
+from .packing import TOKENIZED_TOGETHER, Tokens, tokenize_captions
 
 CACHED_FROM = 100_000  # captions; fewer are tokenised in about a second
 
@@ -41,7 +41,9 @@ def tokenize_with_cache(texts, tokenizer, end_token_id, max_tokens, path, write=
 
 def _key(texts, tokenizer, end_token_id, max_tokens):
     """SHA-256 over captions, tokenizer and what is asked of them, in hexadecimal."""
-    digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass"))
+    digest = hashlib.sha256(f"{len(texts)}".encode())
+    for start in range(0, len(texts), TOKENIZED_TOGETHER):
+        digest.update("".join(f"\0{text}" for text in texts[start : start + TOKENIZED_TOGETHER]).encode("utf-8", "surrogatepass"))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     described = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     digest.update(f"\0{described}\0{end_token_id} {max_tokens}".encode())

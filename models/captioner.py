@@ -9,10 +9,9 @@ import dataclasses
 import torch
 from torch import nn
 
-from .loss import summed_cross_entropy
+from .loss import caption_loss, cross_entropy
 from .mappers import build_mapper
-
-TUNINGS = ("full", "mapper")
+from .tuning import apply_tuning, rest_untrained
 
 
 @dataclasses.dataclass
@@ -29,7 +28,12 @@ class CaptionConfig:
     gpt2_type: str = "gpt2"
     gpt_config: dict | None = None  # the language model's own config, so that a full checkpoint needs no look-up
     stop_token: str | None = None  # text; None means the tokenizer's end-of-text token
-    tune: str = "full"  # what of the language model is trained: "full", or "mapper" (nothing)
+    tune: str = "full"  # what of the language model is trained: one of models.tuning.TUNINGS ("mapper": nothing)
+    lora: dict | None = None  # rank, alpha, dropout and targets of the adapters
+    freeze_mapper: bool = False  # the mapper is kept as it was
+    embeddings_per_image: int = 1  # L; more than 1: features are [N, L, D]
+    prompt: str | None = None  # text between prefix and caption; {base} in it stands for the base model's caption
+    base: dict | None = None  # config of the base model as a dict, and the path and digest of its checkpoint
     audio: dict | None = None  # how sounds became the encoder's input (features.audio); None for pictures
 
 
@@ -45,18 +49,32 @@ class ClipCaptionModel(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.gpt = gpt
+        self.base_model = None  # the ClipCaptionModel whose captions fill {base} in the prompt
+        self.read_from, self.read_whole = None, False  # its checkpoint, and whether the language model's weights came from there too
         width = gpt.get_input_embeddings().weight.shape[1]
         self.clip_project = build_mapper(
-            config.mapping_type, config.clip_width, width, config.prefix_length, config.clip_length, config.num_layers
+            config.mapping_type,
+            config.clip_width,
+            width,
+            config.prefix_length,
+            config.clip_length,
+            config.num_layers,
+            embeddings_per_image=config.embeddings_per_image,
         )
-        if config.tune == "mapper":
-            self.gpt.requires_grad_(False)
+        apply_tuning(self)
+
+    def __setattr__(self, name, value):
+        """As torch's, but the base model is kept aside: it is no part of this one's parameters, modes or state."""
+        if name == "base_model":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def train(self, mode=True):
-        """Switch to training; a frozen language model stays in eval mode, without dropout."""
+        """Switch to training; what has no trained parameters stays in eval mode, without dropout."""
         super().train(mode)
-        if self.config.tune == "mapper":
-            self.gpt.eval()
+        if mode:
+            rest_untrained(self)
         return self
 
     @property
@@ -72,30 +90,38 @@ class ClipCaptionModel(nn.Module):
     def encode_prefix(self, clip_embedding):
         """Map embeddings to prefixes, normalising first when the config says so.
 
-        clip_embedding: [B, D], any float dtype → [B, P, E] in the mapper's dtype.
+        clip_embedding: [B, D] (or [B, L, D], several an image), any float dtype → [B, P, E] in the mapper's dtype.
         """
         clip_embedding = clip_embedding.to(next(self.clip_project.parameters()).dtype)
         if self.config.normalize_prefix:
-            clip_embedding = clip_embedding / clip_embedding.norm(2, dim=-1, keepdim=True)
+            norm = clip_embedding.norm(2, dim=-1, keepdim=True)
+            if clip_embedding.dim() == 3:
+                norm = norm.masked_fill(norm == 0, 1)  # zeros mean "no vector here", and stay zeros
+            clip_embedding = clip_embedding / norm
         return self.clip_project(clip_embedding).view(len(clip_embedding), self.config.prefix_length, -1)
 
-    def forward(self, batch):
-        """Sum of the cross-entropies of all predicted tokens of a packed batch, in nats: a float32 scalar.
+    def forward(self, batch, reduction="sum"):
+        """Cross-entropy of all predicted tokens of a packed batch, in nats: their sum, a float32 scalar; with reduction "none" [T].
 
-        batch: features.packing.PackedBatch with its clip_embedding [I, D] filled in.
+        batch: features.packing.PackedBatch with its clip_embedding [I, D] filled in. A batch laid out unpacked (one caption a row)
+        goes through the whole language model with an ordinary 2-D mask, as any of them takes.
         """
         prefix = self.encode_prefix(batch.clip_embedding)  # [I, P, E]
         embeds = self.gpt.get_input_embeddings()(batch.input_ids)  # [R, L, E]
         rows, length, width = embeds.shape
         embeds = embeds.view(-1, width).index_copy(0, batch.prefix_slots, prefix.reshape(-1, width).to(embeds.dtype))
-        hidden = self.gpt.base_model(
-            inputs_embeds=embeds.view(rows, length, width),
-            attention_mask=packed_attention_mask(batch.block_ids, batch.caption_ids, embeds.dtype),
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).last_hidden_state
-        hidden = hidden.view(-1, width)[batch.predict_slots]  # [T, E]
-        return summed_cross_entropy(self.gpt.get_output_embeddings(), hidden, batch.labels)
+        embeds = embeds.view(rows, length, width)
+        if batch.packed:
+            hidden = self.gpt.base_model(
+                inputs_embeds=embeds,
+                attention_mask=packed_attention_mask(batch.block_ids, batch.caption_ids, embeds.dtype),
+                position_ids=batch.position_ids,
+                use_cache=False,
+            ).last_hidden_state
+            hidden = hidden.view(-1, hidden.shape[-1])[batch.predict_slots]  # [T, E]
+            return caption_loss(self.gpt.get_output_embeddings(), hidden, batch.labels, reduction)
+        logits = self.gpt(inputs_embeds=embeds, attention_mask=(batch.block_ids > 0).long(), use_cache=False).logits
+        return cross_entropy(logits.view(rows * length, -1)[batch.predict_slots], batch.labels, reduction)
 
 
 def packed_attention_mask(block_ids, caption_ids, dtype):
@@ -115,11 +141,24 @@ def packed_attention_mask(block_ids, caption_ids, dtype):
 def stop_token_id(tokenizer, stop_token=None):
     """The id of `stop_token` (text), or of the tokenizer's end-of-text token when it is None.
 
-    Raises ValueError when the text is not one token of the vocabulary.
+    Raises ValueError when the text is not one token of the vocabulary, and when there is neither.
     """
     if stop_token is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer of this language model has no end-of-text token; give a stop token, such as '.'")
         return tokenizer.eos_token_id
     ids = tokenizer.encode(stop_token, add_special_tokens=False)
     if len(ids) != 1:
         raise ValueError(f"stop token {stop_token!r} is {len(ids)} tokens of this language model; expected one, such as '.'")
     return ids[0]
+
+
+def position_count(gpt):
+    """How many tokens a language model reads at most, prefix included; None where there is no limit."""
+    positions = getattr(gpt.config, "max_position_embeddings", None)
+    return positions if positions is not None else getattr(gpt.config, "max_seq_len", None)
+
+
+def fill_prompt(prompt, base_caption=""):
+    """The text between prefix and caption: a prompt with the base model's caption, stripped, in place of {base}."""
+    return prompt.replace("{base}", base_caption.strip())

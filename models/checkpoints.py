@@ -19,6 +19,7 @@ import torch
 from common import UserError, replace_file
 
 from .captioner import CaptionConfig, ClipCaptionModel
+from .tuning import beneath_adapters, is_adapter, kept_names, merged_state, output_names, untie_output
 from .weights import find_weights, load_language_model, load_tokenizer
 
 # What torch and zipfile raise on a damaged file.
@@ -28,6 +29,7 @@ DAMAGED = (
 )  # fmt: skip
 # transformers once kept its causal mask and a constant as buffers of every GPT-2 layer, and wrote them into state dicts.
 OLD_BUFFERS = re.compile(r"gpt\.transformer\.h\.\d+\.attn\.(bias|masked_bias)$")
+BASE = "original_model."  # the published name of the model whose captions a prompted one reads
 RUN_SUFFIX = re.compile(r"(-\d{3,}|_latest|_best)$")
 # GPT-2's number of heads is not in its shapes; these widths settle it (distilgpt2 and gpt2, -medium, -large, -xl).
 GPT2_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25}
@@ -42,10 +44,15 @@ def config_path(checkpoint):
 
 
 def trained_state(model, full=False):
-    """The state dict a checkpoint holds: all of it, or only the mapper when the language model is frozen and `full` is false."""
-    state = model.state_dict()
-    if model.config.tune == "mapper" and not full:
-        state = {name: tensor for name, tensor in state.items() if name.startswith("clip_project.")}
+    """The state dict a checkpoint holds: mapper and what else was trained, or all of it with `full` (adapters merged in)."""
+    if full:
+        state = merged_state(model)
+    else:
+        kept = kept_names(model)
+        state = {name: tensor for name, tensor in model.state_dict().items() if name in kept}
+    if model.base_model is not None:
+        of_base = trained_state(model.base_model, full=model.base_model.read_whole)
+        state |= {f"{BASE}{name}": tensor for name, tensor in of_base.items()}
     return state
 
 
@@ -178,21 +185,29 @@ def infer_config(state, path):
     )
 
 
-def load_state(model, state, path):
-    """Load a state dict into a captioner; only a frozen language model may be absent from it.
+def load_state(model, state, path, complete=False):
+    """Load a state dict into a captioner; what its tuning does not train may be absent from it.
 
+    complete: what its tuning trains must be there; else the language model may be absent altogether, as from a mapper to start with.
     Raises UserError listing every missing, unexpected and misshapen key.
     """
-    head, table = state.get("gpt.lm_head.weight"), state.get("gpt.transformer.wte.weight")
+    if model.config.tune != "lora" and any(is_adapter(name) for name in state):
+        raise UserError(f"{path} holds adapters. Train with --tune lora, or start from a file written with --save_full, which merges them.")
+    table_name, head_name = (f"gpt.{name}" for name in output_names(model.gpt))
+    head, table = state.get(head_name), state.get(table_name)
     if head is not None and table is not None and head.shape == table.shape and not torch.equal(head, table):
         # An output layer trained apart from the token table would be overwritten by it while the two are tied.
-        model.gpt.config.tie_word_embeddings = False
-        model.gpt.lm_head.weight = torch.nn.Parameter(head.clone())
+        untie_output(model.gpt, head)
+    state = beneath_adapters(model, state)
     own = model.state_dict()
-    holds_gpt = any(name.startswith("gpt.") for name in state)
-    expected = {name for name in own if holds_gpt or not name.startswith("gpt.")}
-    if holds_gpt and "gpt.lm_head.weight" not in state and model.gpt.config.tie_word_embeddings:
-        expected.discard("gpt.lm_head.weight")
+    of_gpt = {name for name in state if name.startswith("gpt.")}
+    if of_gpt <= kept_names(model) and model.config.tune != "full":
+        expected = {name for name in kept_names(model) if of_gpt or complete or not name.startswith("gpt.")}
+    else:
+        expected = {name for name in own if of_gpt or not name.startswith("gpt.")}
+        expected = {name for name in expected if not is_adapter(name) or name in state}
+    if head_name not in state and model.gpt.config.tie_word_embeddings:
+        expected.discard(head_name)
     faults = [f"missing {name}" for name in sorted(expected - set(state))]
     faults += [f"unexpected {name}" for name in sorted(set(state) - set(own))]
     faults += [
@@ -218,17 +233,39 @@ def load_checkpoint(path, gpt2_type=None, device="cpu"):
     config = read_config(beside) if beside.is_file() else infer_config(state, path)
     if gpt2_type is not None:
         config = dataclasses.replace(config, gpt2_type=gpt2_type)
+    base_state = {name.removeprefix(BASE): tensor for name, tensor in state.items() if name.startswith(BASE)}
+    model = build_captioner(config, {name: tensor for name, tensor in state.items() if not name.startswith(BASE)}, path)
+    if config.base is not None:
+        known = {field.name for field in dataclasses.fields(CaptionConfig)}
+        base_config = CaptionConfig(**{name: value for name, value in config.base.items() if name in known})
+        model.base_model = build_captioner(base_config, base_state, path).to(device).eval()
+    return model.to(device).eval()
+
+
+def build_captioner(config, state, path):
+    """Build a captioner from its config and a state dict; what the state dict has not of the language model comes by its name."""
     tokenizer = load_tokenizer(config.gpt2_type)
-    if any(name.startswith("gpt.") for name in state) and config.gpt_config:
-        gpt = build_language_model(config.gpt_config)
-    else:
-        gpt = load_language_model(config.gpt2_type)
+    if config.tune == "lora" and not any(is_adapter(name) for name in state):
+        config = dataclasses.replace(config, tune="full", lora=None)  # written with its adapters merged in
+    whole = bool(config.gpt_config) and holds_language_model(state, config)
+    gpt = build_language_model(config.gpt_config) if whole else load_language_model(config.gpt2_type)
     try:
         model = ClipCaptionModel(config, gpt, tokenizer)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    load_state(model, state, path)
-    return model.to(device).eval()
+    load_state(model, state, path, complete=True)
+    model.read_whole, model.read_from = whole, path
+    return model
+
+
+def holds_language_model(state, config):
+    """Whether a state dict holds the whole language model, so that its weights need not come from elsewhere."""
+    of_gpt = {name.removeprefix("gpt.") for name in state if name.startswith("gpt.")}
+    if config.tune in ("full", "mapper") or not of_gpt:
+        return bool(of_gpt)
+    with torch.device("meta"):
+        skeleton = build_language_model(config.gpt_config)
+    return set(skeleton.state_dict()) - {output_names(skeleton)[1]} <= of_gpt
 
 
 def build_language_model(gpt_config):
@@ -239,6 +276,9 @@ def build_language_model(gpt_config):
     fields = {name: value for name, value in gpt_config.items() if name not in ("model_type", "transformers_version", "dtype")}
     config = AutoConfig.for_model(gpt_config["model_type"], **fields)
     with no_init_weights():  # drawing 124M numbers takes seconds
-        gpt = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        try:
+            gpt = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        except ValueError:  # a language model without SDPA
+            gpt = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     gpt.tie_weights()
     return gpt

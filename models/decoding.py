@@ -3,13 +3,15 @@
 B images, K beams (or samples) an image, P prefix_length, V vocabulary, T tokens so far.
 """
 
+import math
+
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from common import UserError
 
-from .captioner import stop_token_id
+from .captioner import position_count, stop_token_id
+from .constraints import Constraints
+from .kv_cache import Decoder
 
 DECODINGS = ("beam", "greedy", "sample")
 
@@ -26,6 +28,11 @@ def generate(
     stop_token=None,
     num_captions=1,
     seed=None,
+    no_repeat_ngram_size=0,
+    length_penalty=1.0,
+    min_length=0,
+    text_prompt=None,
+    return_ended=False,
 ):
     """Caption a batch of embeddings.
 
@@ -35,7 +42,12 @@ def generate(
     top_p: sampling keeps the likeliest tokens whose probabilities reach this sum.
     stop_token: text of one token, which overrides the checkpoint's. seed: of the draws; the same image in the same place of the
     batch then gets the same caption.
-    → for each image, num_captions pairs (text, score), best first; score is the mean log-probability of a token, in nats.
+    no_repeat_ngram_size: no so many tokens in a row occur twice in a caption, prompt included; 0 allows all. min_length: the stop token
+    is not taken before so many tokens. Where these leave nothing to take, the caption stops.
+    length_penalty: captions are ranked by sum of log-probabilities / length ** length_penalty; 1 as published, more favours long ones.
+    text_prompt: every caption begins with this text (spaces at its end left out); lengths and scores count what follows it alone.
+    → for each image, num_captions pairs (text, score), best first; score is the mean log-probability of a token, in nats, as the
+    model gives it before anything is forbidden. return_ended: triples, the third whether the caption ended by its stop token.
     The model is left in eval mode. Raises UserError for arguments that do not fit.
     """
     if decoding not in DECODINGS:
@@ -51,15 +63,24 @@ def generate(
         raise UserError(f"top_p is {top_p}; expected more than 0 and at most 1")
     if entry_length < 1:
         raise UserError(f"entry_length is {entry_length}; expected at least 1 token")
-    positions = getattr(model.gpt.config, "max_position_embeddings", None)
+    if not math.isfinite(length_penalty):
+        raise UserError(f"length_penalty is {length_penalty}; expected a number, such as 1")
+    prompt = _prompt_tokens(model.tokenizer, text_prompt)
+    positions = position_count(model.gpt)
     if positions is not None:
         if model.config.prefix_length > positions:
             raise UserError(f"a prefix of {model.config.prefix_length} tokens does not fit the language model's {positions} positions")
-        entry_length = min(entry_length, positions - model.config.prefix_length + 1)  # the last token is never read
+        taken = model.config.prefix_length + len(prompt)
+        if taken > positions:
+            raise UserError(f"a text_prompt of {len(prompt)} tokens does not fit the language model's {positions} positions")
+        entry_length = min(entry_length, positions - taken + 1)  # the last token is never read
     try:
         stop = model.stop_token_id if stop_token is None else stop_token_id(model.tokenizer, stop_token)
     except ValueError as error:
         raise UserError(str(error)) from error
+    rules = Constraints(no_repeat_ngram_size, min_length, stop, prompt)
+    if min_length > entry_length or min_length and decoding == "beam" and beams == vocabulary:
+        raise UserError(f"min_length is {min_length}; expected at most {entry_length} tokens (entry_length), and fewer beams than tokens")
     if len(clip_embedding) == 0:
         return []
 
@@ -70,99 +91,43 @@ def generate(
     if not finite.all():
         image = int((~finite).nonzero()[0])
         raise UserError(f"embedding {image} gives a prefix that is not finite: it holds NaN, or zeros only. Encode the image again.")
+    if prompt:
+        embedded = model.gpt.get_input_embeddings()(torch.tensor(prompt, device=prefix.device))
+        prefix = torch.cat([prefix, embedded.expand(len(prefix), -1, -1)], dim=1)
     temperature = temperature if temperature > 0 else 1.0
     if decoding == "sample":
-        tokens, lengths, scores = _sample(model.gpt, prefix, beams, entry_length, temperature, top_p, stop, seed)
+        tokens, lengths, scores = _sample(model.gpt, prefix, beams, entry_length, temperature, top_p, stop, seed, rules)
     else:
-        tokens, lengths, scores = _search_beams(model.gpt, prefix, beams, entry_length, temperature, stop)
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :num_captions]
-    return [
-        [(_text(model.tokenizer, tokens[image, beam, : lengths[image, beam]]), scores[image, beam].item()) for beam in order[image]]
-        for image in range(len(tokens))
-    ]
+        tokens, lengths, scores = _search_beams(model.gpt, prefix, beams, entry_length, temperature, stop, rules, length_penalty)
+    ranks = scores if length_penalty == 1 else scores * lengths.to(scores.dtype) ** (1 - length_penalty)
+    order = ranks.argsort(dim=1, descending=True, stable=True)[:, :num_captions]
+    captions = []
+    for image in range(len(tokens)):
+        ids = [(tokens[image, beam, : lengths[image, beam]].tolist(), scores[image, beam].item()) for beam in order[image]]
+        captions.append(
+            [(_text(model.tokenizer, prompt + one), score, *([one[-1] == stop] if return_ended else [])) for one, score in ids]
+        )
+    return captions
+
+
+def _prompt_tokens(tokenizer, text):
+    """The tokens of a text prompt: a list, empty for none."""
+    return tokenizer.encode(text.rstrip(), add_special_tokens=False) if text and text.strip() else []
 
 
 def _text(tokenizer, ids):
     """The caption of a row of tokens: an end-of-text token is left out, any other stop token is part of the text."""
-    ids = ids.tolist()
     if ids and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()
+        ids = ids[:-1]
     return tokenizer.decode(ids)
 
 
-class _Decoder:
-    """The language model with its cache: rows in, logits of the next token out, divided by the temperature."""
-
-    def __init__(self, gpt, temperature, most_tokens):
-        """most_tokens: slots a row will need, prefix and caption."""
-        self.gpt = gpt
-        self.temperature = temperature
-        self.cache = DynamicCache(config=gpt.config)
-        if all(type(layer) is DynamicLayer for layer in self.cache.layers):
-            self.cache.layers = [_InPlaceLayer(most_tokens) for _ in self.cache.layers]
-
-    def __call__(self, **inputs):
-        """input_ids [rows, 1] or inputs_embeds [rows, P, E] → logits [rows, V], float32 or better."""
-        logits = self.gpt(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        return logits if self.temperature == 1 else logits / self.temperature
-
-    def keep(self, rows):
-        """Keep these rows of the cache, in this order, repeats allowed."""
-        self.cache.batch_select_indices(rows)
-
-    def reorder(self, rows, prefix_length):
-        """Keep these rows, each in the place of one with the same prefix, so that only what follows the prefix has to move."""
-        for layer in self.cache.layers:
-            if isinstance(layer, _InPlaceLayer):
-                layer.reorder(rows, prefix_length)
-            else:
-                layer.batch_select_indices(rows)
-
-
-class _InPlaceLayer(DynamicLayer):
-    """A layer of the cache that writes into room set aside at the start, where the library's copies all it has at every token."""
-
-    def __init__(self, most_tokens):
-        super().__init__()
-        self.most_tokens = most_tokens
-        self.store = None  # [2, rows, heads, most_tokens, head width]: keys and values
-        self.length = 0
-
-    def _show(self):
-        self.keys, self.values = self.store[..., : self.length, :]
-        return self.keys, self.values
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        """Add keys and values [rows, heads, n, head width] → all so far."""
-        if self.store is None:
-            rows, heads, _, width = key_states.shape
-            self.store = key_states.new_empty(2, rows, heads, self.most_tokens, width)
-            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-        end = self.length + key_states.shape[-2]
-        self.store[0, ..., self.length : end, :] = key_states
-        self.store[1, ..., self.length : end, :] = value_states
-        self.length = end
-        return self._show()
-
-    def batch_select_indices(self, indices):
-        """Keep these rows, in this order, repeats allowed."""
-        kept = self.store.new_empty(2, len(indices), *self.store.shape[2:])
-        kept[..., : self.length, :] = self.store[:, indices, :, : self.length]
-        self.store = kept
-        self._show()
-
-    def reorder(self, indices, start):
-        """Keep these rows from slot `start` on; what stands before stays."""
-        self.store[..., start : self.length, :] = self.store[:, indices, :, start : self.length]
-
-
-def _search_beams(gpt, prefix, beams, entry_length, temperature, stop):
+def _search_beams(gpt, prefix, beams, entry_length, temperature, stop, rules, length_penalty):
     """The published beam search, over a batch of images at once.
 
-    At every step the candidates of an image, its beams × V, are ranked by sum of log-probabilities / length. A stopped beam goes on
-    only with token 0, at no cost and without growing, so that it competes with its score as it stands. An image whose beams have all
-    stopped leaves the batch.
+    At every step the candidates of an image, its beams × V, are ranked by sum of log-probabilities / length ** length_penalty. A
+    stopped beam goes on only with token 0, at no cost and without growing, so that it competes with its score as it stands. An image
+    whose beams have all stopped leaves the batch.
     prefix: [B, P, E] → tokens [B, K, T], lengths [B, K], scores [B, K] (sum / length).
     """
     device = prefix.device
@@ -171,8 +136,9 @@ def _search_beams(gpt, prefix, beams, entry_length, temperature, stop):
     out_lengths = torch.ones(images, beams, dtype=torch.long, device=device)
     out_scores = torch.empty(images, beams, dtype=torch.get_default_dtype(), device=device)
 
-    decoder = _Decoder(gpt, temperature, prefix.shape[1] + entry_length)
-    scores, token = _likeliest(decoder(inputs_embeds=prefix), beams)  # [B, K]
+    decoder = Decoder(gpt, temperature, prefix.shape[1] + entry_length)
+    logits = decoder(inputs_embeds=prefix)
+    scores, token = _likeliest(logits, beams, rules.forbidden(logits, None))  # [B, K]
     out_scores = out_scores.to(scores.dtype)
     decoder.keep(torch.arange(images, device=device).repeat_interleave(beams))
     running = torch.arange(images, device=device)  # which image each group of beams belongs to
@@ -197,16 +163,18 @@ def _search_beams(gpt, prefix, beams, entry_length, temperature, stop):
             running, tokens, scores, lengths, stopped = (t[left] for t in (running, tokens, scores, lengths, stopped))
 
         # Within a beam candidates rank as their log-probabilities do, so that its `beams` likeliest are all that can survive.
-        gained, token = _likeliest(decoder(input_ids=tokens[..., -1].reshape(-1, 1)), beams)  # [B · K, K]
+        logits = decoder(input_ids=tokens[..., -1].reshape(-1, 1))
+        gained, token = _likeliest(logits, beams, rules.forbidden(logits, tokens.flatten(0, 1)))  # [B · K, K]
         gained, token = gained.view(len(running), beams, beams), token.view(len(running), beams, beams)
         gained = gained.masked_fill(stopped[..., None], -torch.inf)
         gained[..., 0] = gained[..., 0].masked_fill(stopped, 0.0)
         token[..., 0] = token[..., 0].masked_fill(stopped, 0)
         lengths = lengths + (~stopped).to(lengths.dtype)
-        means, place = ((scores[..., None] + gained) / lengths[..., None]).flatten(1).topk(beams, dim=-1)  # [B, K] of K · K
+        divisors = lengths if length_penalty == 1 else lengths**length_penalty
+        ranks, place = ((scores[..., None] + gained) / divisors[..., None]).flatten(1).topk(beams, dim=-1)  # [B, K] of K · K
         source, token = place // beams, token.flatten(1).gather(1, place)
         lengths = lengths.gather(1, source)
-        scores = means * lengths
+        scores = ranks * divisors.gather(1, source)
         stopped = stopped.gather(1, source) | (token == stop)
         tokens = torch.cat([tokens.gather(1, source[..., None].expand(-1, -1, tokens.shape[-1])), token[..., None]], dim=-1)
         if beams > 1:
@@ -214,17 +182,20 @@ def _search_beams(gpt, prefix, beams, entry_length, temperature, stop):
     return out_tokens, out_lengths, out_scores
 
 
-def _likeliest(logits, count):
-    """The `count` likeliest tokens of each row: log-probabilities and ids, likeliest first. logits: [rows, V]."""
-    top, token = logits.topk(count, dim=-1)
+def _likeliest(logits, count, forbidden=None):
+    """The `count` likeliest tokens of each row: log-probabilities and ids, likeliest first; -inf for those forbidden.
+
+    logits: [rows, V]; forbidden: None, or bool [rows, V].
+    """
+    top, token = (logits if forbidden is None else logits.masked_fill(forbidden, -torch.inf)).topk(count, dim=-1)
     return top - logits.logsumexp(-1, keepdim=True), token
 
 
-def _sample(gpt, prefix, draws, entry_length, temperature, top_p, stop, seed):
+def _sample(gpt, prefix, draws, entry_length, temperature, top_p, stop, seed, rules):
     """Draw `draws` captions an image from the distribution cut to its nucleus (arXiv:1904.09751).
 
-    Scores count the model's own log-probabilities at this temperature, before the cut. Each image has its own generator, seeded
-    seed + its place, so that a caption does not depend on what else is in the batch.
+    Scores count the model's own log-probabilities at this temperature, before the cut and before anything is forbidden. Each image has
+    its own generator, seeded seed + its place, so that a caption does not depend on what else is in the batch.
     prefix: [B, P, E] → tokens [B, K, T], lengths [B, K], scores [B, K].
     """
     device = prefix.device
@@ -235,13 +206,15 @@ def _sample(gpt, prefix, draws, entry_length, temperature, top_p, stop, seed):
     lengths = torch.zeros(images, draws, dtype=torch.long, device=device)
     stopped = torch.zeros(images, draws, dtype=torch.bool, device=device)
 
-    decoder = _Decoder(gpt, temperature, prefix.shape[1] + entry_length)
+    decoder = Decoder(gpt, temperature, prefix.shape[1] + entry_length)
     log_probs = decoder(inputs_embeds=prefix).log_softmax(-1).repeat_interleave(draws, dim=0)  # [B · K, V]
     decoder.keep(torch.arange(images, device=device).repeat_interleave(draws))
     scores = torch.zeros(images, draws, dtype=log_probs.dtype, device=device)
     for step in range(entry_length):
         uniform = torch.stack([torch.rand(draws, generator=g) for g in generators]).to(device)  # [B, K]
-        token = _draw_from_nucleus(log_probs, top_p, uniform.view(-1)).view(images, draws)
+        forbidden = rules.forbidden(log_probs, tokens[..., :step].flatten(0, 1) if step else None)
+        allowed = log_probs if forbidden is None else log_probs.masked_fill(forbidden, -torch.inf).log_softmax(-1)
+        token = _draw_from_nucleus(allowed, top_p, uniform.view(-1)).view(images, draws)
         gained = log_probs.gather(1, token.view(-1, 1)).view(images, draws)
         scores = scores + gained.masked_fill(stopped, 0.0)
         tokens[..., step] = token.masked_fill(stopped, 0)

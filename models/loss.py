@@ -12,22 +12,23 @@ from torch.nn import functional as F
 CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MiB in float32
 
 
-def summed_cross_entropy(output_layer, hidden, labels):
-    """Sum of the cross-entropies of output_layer(hidden) against labels, in nats: a scalar, float32 or better.
+def cross_entropy(logits, labels, reduction="sum"):
+    """Cross-entropy of [T, V] logits against [T] labels, in nats, in float32 or better; reduction "sum" (a scalar) or "none" [T]."""
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return F.cross_entropy(logits, labels, reduction=reduction)
 
-    output_layer: E → V; hidden: [T, E]; labels: [T] int64. An output layer that is not a bare nn.Linear (an adapter, say) is called
-    as it is, in one piece; so it is under fp16, whose gradients have to be scaled before they are rounded.
+
+def caption_loss(output_layer, hidden, labels, reduction="sum"):
+    """Cross-entropy of output_layer(hidden) against labels, in nats: a scalar, float32 or better; with reduction "none" [T].
+
+    output_layer: E → V; hidden: [T, E]; labels: [T] int64. Only the sum is taken in chunks, and only of a bare nn.Linear: what is more (an
+    adapter, say) is called as it is, in one piece; so is any under fp16, whose gradients have to be scaled before they are rounded.
     """
     device = hidden.device.type
     is_half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-    if type(output_layer) is not nn.Linear or output_layer.bias is not None or is_half:
-        logits = output_layer(hidden)  # [T, V]
-        return F.cross_entropy(_at_least_float32(logits), labels, reduction="sum")
+    if reduction != "sum" or type(output_layer) is not nn.Linear or output_layer.bias is not None or is_half:
+        return cross_entropy(output_layer(hidden), labels, reduction)
     return _ChunkedLoss.apply(hidden, output_layer.weight, labels)
-
-
-def _at_least_float32(tensor):
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -46,7 +47,8 @@ class _ChunkedLoss(torch.autograd.Function):
             step = max(1, CHUNK_ELEMENTS // len(weight))
             for rows in (slice(start, start + step) for start in range(0, len(labels), step)):
                 inputs, target = hidden[rows].to(dtype), labels[rows, None]
-                logits = _at_least_float32(inputs @ table.T)  # [t, V]
+                logits = inputs @ table.T  # [t, V]
+                logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
                 log_sum = logits.logsumexp(-1, keepdim=True)
                 total += (log_sum - logits.gather(1, target)).sum()
                 if not (wants_hidden or wants_weight):

@@ -37,13 +37,14 @@ class MapperAttention(nn.Module):
         self.to_keys_values = nn.Linear(width, 2 * width, bias=False)
         self.project = nn.Linear(width, width)
 
-    def forward(self, x):
+    def forward(self, x, mask=None):
+        """x: [B, length, E]; mask: [B, 1, 1, length] bool, true where a vector may be attended to → [B, length, E]."""
         batch, length, width = x.shape
         keys, values = self.to_keys_values(x).chunk(2, dim=-1)  # the first E outputs are the keys
         queries, keys, values = (
             t.view(batch, length, self.heads, width // self.heads).transpose(1, 2) for t in (self.to_queries(x), keys, values)
         )  # each [B, heads, K + P, E / heads]
-        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return self.project(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -69,8 +70,8 @@ class MapperLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = MapperMLP(width, int(width * mlp_ratio))
 
-    def forward(self, x):
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x, mask=None):
+        x = x + self.attn(self.norm1(x), mask)
         return x + self.mlp(self.norm2(x))
 
 
@@ -81,38 +82,53 @@ class MapperLayers(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(MapperLayer(width, heads, mlp_ratio) for _ in range(num_layers))
 
-    def forward(self, x):
+    def forward(self, x, mask=None):
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, mask)
         return x
 
 
 class TransformerMapper(nn.Module):
     """The embedding expanded to K vectors, P learned constants behind it, `num_layers` blocks; the last P outputs are the prefix.
 
-    clip_embedding: [B, D] → [B, P, E].
+    clip_embedding: [B, D] → [B, P, E]. With embeddings_per_image L > 1 the image's own vectors take the place of the expansion, each
+    brought to width E: [B, L, D] → [B, P, E]; a vector of zeros means "no vector here" and is not attended to.
     """
 
-    def __init__(self, clip_width, width, prefix_length, clip_length, num_layers):
+    def __init__(self, clip_width, width, prefix_length, clip_length, num_layers, embeddings_per_image=1):
         super().__init__()
+        self.reads_sequence = embeddings_per_image > 1
         self.clip_length = clip_length
-        self.linear = nn.Linear(clip_width, clip_length * width)
+        self.linear = nn.Linear(clip_width, width if self.reads_sequence else clip_length * width)
         self.prefix_const = nn.Parameter(torch.randn(prefix_length, width))
         self.transformer = MapperLayers(width, MAPPER_HEADS, num_layers, MAPPER_MLP_RATIO)
 
     def forward(self, clip_embedding):
         batch = clip_embedding.shape[0]
-        clip_tokens = self.linear(clip_embedding).view(batch, self.clip_length, -1)  # [B, K, E]
-        constants = self.prefix_const.to(clip_tokens.dtype).expand(batch, -1, -1)  # [B, P, E]
-        mixed = self.transformer(torch.cat([clip_tokens, constants], dim=1))  # [B, K + P, E]
-        return mixed[:, self.clip_length :]  # [B, P, E]
+        constants = self.prefix_const.expand(batch, -1, -1)  # [B, P, E]
+        mask = None
+        if self.reads_sequence:
+            clip_tokens = self.linear(clip_embedding)  # [B, L, E]
+            present = (clip_embedding != 0).any(-1)  # [B, L]
+            mask = F.pad(present, (0, constants.shape[1]), value=True)[:, None, None]  # [B, 1, 1, L + P]
+        else:
+            clip_tokens = self.linear(clip_embedding).view(batch, self.clip_length, -1)  # [B, K, E]
+        mixed = self.transformer(torch.cat([clip_tokens, constants.to(clip_tokens.dtype)], dim=1), mask)  # [B, K + P, E]
+        return mixed[:, clip_tokens.shape[1] :]  # [B, P, E]
 
 
-def build_mapper(mapping_type, clip_width, width, prefix_length, clip_length, num_layers):
+def build_mapper(mapping_type, clip_width, width, prefix_length, clip_length, num_layers, embeddings_per_image=1):
     """Make the mapper named by `mapping_type`: "mlp", "linear" (one Linear, as some older published weights) or "transformer".
 
-    Raises ValueError for another name, and when the transformer's width is not a multiple of its 8 heads.
+    embeddings_per_image: vectors an image, L; more than one goes to the transformer only.
+    Raises ValueError for another name, for several vectors to another mapper, and when the transformer's width is not a multiple of
+    its 8 heads.
     """
+    if embeddings_per_image > 1 and mapping_type != "transformer":
+        raise ValueError(
+            f"these features hold {embeddings_per_image} embeddings an image, and the {mapping_type} mapper reads one; "
+            f"take --mapping_type transformer, or features with one embedding an image"
+        )
     if mapping_type == "mlp":
         return MLP(clip_width, width * prefix_length)
     if mapping_type == "linear":
@@ -120,5 +136,5 @@ def build_mapper(mapping_type, clip_width, width, prefix_length, clip_length, nu
     if mapping_type == "transformer":
         if width % MAPPER_HEADS:
             raise ValueError(f"the transformer mapper has {MAPPER_HEADS} heads; the language model's width {width} is not a multiple of it")
-        return TransformerMapper(clip_width, width, prefix_length, clip_length, num_layers)
+        return TransformerMapper(clip_width, width, prefix_length, clip_length, num_layers, embeddings_per_image)
     raise ValueError(f"mapping_type is {mapping_type!r}; expected mlp, linear or transformer")

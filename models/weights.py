@@ -11,13 +11,16 @@ from pathlib import Path
 
 from common import UserError
 
+# The hub's full names of models known by a short one.
+HUB_NAMES = {"distilgpt2": "distilbert/distilgpt2"}
+HUB_NAMES |= {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 PROBE_SECONDS = 4  # an unreachable hub otherwise costs the library most of a minute a name
 # What torch and the model libraries raise on a file that holds something else.
 NOT_WEIGHTS = (
     OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
     struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
-LANGUAGE_MODEL_FILES = "config.json, model.safetensors, vocab.json and merges.txt"
+LANGUAGE_MODEL_FILES = "config.json, model.safetensors and the tokenizer's files (vocab.json and merges.txt, or tokenizer.json)"
 
 
 def weights_folder():
@@ -138,12 +141,13 @@ def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
         reason = "the hub cannot be reached"
     raise UserError(
         f"no {what} named {name}: looked in {weights_folder() / name}, in the library's cache, and {reason}. "
-        f"Download {files} from {constants.ENDPOINT}/{name} into {weights_folder() / name}/, or give the path of a folder that holds them."
+        f"Download {files} from {constants.ENDPOINT}/{HUB_NAMES.get(name, name)} into {weights_folder() / name}/, "
+        "or give the path of a folder that holds them."
     )
 
 
 def load_language_model(name):
-    """Load a causal language model by name or folder, float32, on the CPU, attention through SDPA.
+    """Load a causal language model by name or folder, float32, on the CPU, attention through SDPA where it has that.
 
     → the model in eval mode. Raises UserError saying where it looked and what to download.
     """
@@ -154,9 +158,13 @@ def load_language_model(name):
     logging.disable_progress_bar()  # it would cut through the script's own lines
 
     def load(source, local_files_only):
-        return AutoModelForCausalLM.from_pretrained(
-            source, local_files_only=local_files_only, dtype=torch.float32, attn_implementation="sdpa"
-        )
+        settings = {"local_files_only": local_files_only, "dtype": torch.float32}
+        try:
+            return AutoModelForCausalLM.from_pretrained(source, attn_implementation="sdpa", **settings)
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            return AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", **settings)
 
     return load_from_library(load, name, "language model")
 

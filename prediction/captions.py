@@ -13,11 +13,18 @@ def add_decoding_options(parser):
     group.add_argument("--top_p", type=float, default=1.0, help="sampling: keep the likeliest tokens that add up to this (default 1: all)")
     group.add_argument("--stop_token", help="token that ends a caption, where not the checkpoint's")
     group.add_argument("--num_captions", type=int, default=1, help="captions an image, best first, with their scores")
-    group.add_argument("--seed", type=int, default=0, help="of --decoding sample")
+    group.add_argument("--seed", type=int, default=0, help="of all that is drawn at random")
+    group.add_argument("--no_repeat_ngram_size", type=int, default=0, metavar="N", help="no N tokens in a row twice (default 0: allowed)")
+    group.add_argument("--length_penalty", type=float, default=1.0, help="rank by sum / length ** this; above 1: longer (default 1)")
+    group.add_argument("--min_length", type=int, default=0, help="tokens before a caption may stop (default 0)")
+    group.add_argument("--text_prompt", metavar="TEXT", help="text that every caption begins with")
 
 
-def caption_all(model, embeddings, options):
-    """Caption every embedding, batch by batch → list (one an image) of lists of (text, score), best first."""
+def caption_all(model, embeddings, options, return_ended=False):
+    """Caption every embedding, batch by batch → list (one an image) of lists of (text, score), best first.
+
+    return_ended: (text, score, whether it ended by its stop token) instead.
+    """
     from tqdm import tqdm
 
     from models.decoding import generate
@@ -35,6 +42,11 @@ def caption_all(model, embeddings, options):
             stop_token=options.stop_token,
             num_captions=options.num_captions,
             seed=options.seed + start,
+            no_repeat_ngram_size=options.no_repeat_ngram_size,
+            length_penalty=options.length_penalty,
+            min_length=options.min_length,
+            text_prompt=options.text_prompt,
+            return_ended=return_ended,
         )
     return captions
 

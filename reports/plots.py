@@ -1,4 +1,4 @@
-"""Pictures of a run: loss and learning rate; photographs with their captions."""
+"""Pictures of a run: loss and learning rate; photographs with their captions; scores; what a caption's words attend to."""
 
 import math
 import tempfile
@@ -77,3 +77,37 @@ def show_captions(images, captions, columns=4):
         path = Path(folder) / "captions.png"
         plot_captions(images, captions, path, columns)
         return Image(data=path.read_bytes(), format="png")
+
+
+def plot_histogram(values, title, label, path):
+    """Draw how often each score occurs, with the mean marked.
+
+    values: list of float, one a caption; label: what they are; path: where the picture goes.
+    """
+    mean = sum(values) / len(values)
+    figure = _figure(figsize=(7, 4))
+    axes = figure.subplots()
+    axes.hist(values, bins=40, color="tab:blue", alpha=0.8)
+    axes.axvline(mean, color="tab:orange", linestyle="--", label=f"mean {mean:.1f}")
+    axes.set(xlabel=label, ylabel="captions", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path, dpi=120)
+
+
+def plot_explanation(words, attention, nearest, title, path):
+    """Draw the attention of a caption's words to the prefix vectors, each of which is labelled with the words nearest to it.
+
+    words: T str; attention: [T, P], each row adds up to 1; nearest: P lists of (word, cosine); path: where the picture goes.
+    """
+    count, length = attention.shape
+    figure = _figure(figsize=(3 + 0.45 * length, 2.6 + 0.3 * count))
+    axes = figure.subplots()
+    shown = axes.imshow(attention, cmap="viridis", aspect="auto", vmin=0)
+    labels = [f"{place}: " + "  ".join(f"{word or '␣'} {value:.2f}" for word, value in several) for place, several in enumerate(nearest)]
+    axes.set_xticks(range(length), [label.replace("$", r"\$") for label in labels], rotation=60, ha="right", fontsize=7)
+    axes.set_yticks(range(count), [(word or "␣").replace("$", r"\$") for word in words], fontsize=9)
+    axes.set(xlabel="prefix vector and the words nearest to it (cosine)", ylabel="word of the caption")
+    axes.set_title(textwrap.fill(title.replace("$", r"\$"), 60), fontsize=10)
+    figure.colorbar(shown, ax=axes, label="share of attention to the prefix")
+    _save(figure, path, dpi=120)

@@ -1,13 +1,14 @@
 """The benchmark: both sides give equal results on tiny networks, and the table says what it should. Nothing is timed."""
 
 import json
+import os
 import time
 
 import numpy
 import pytest
 import torch
 
-from benchmarks import coco_run, memory, run, sections, work
+from benchmarks import coco_run, memory, rows, run, sections, work
 from benchmarks.ours import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -96,6 +97,17 @@ def test_coco_size_run_trains_on_captions_of_the_drawn_lengths(words_of, tmp_pat
     assert numpy.bincount(features.caption_rows).tolist() == [6, 6, 6, 5, 5, 5, 5, 5, 5, 5]
     ids = load_tokenizer(str(tmp_path / "gpt2"))([caption["caption"] for caption in features.captions])["input_ids"]
     assert [len(each) for each in ids] == work.draw_lengths(53).tolist()
+
+
+def test_rows_are_written_as_clip_retrieval_does_and_a_process_is_weighed(tmp_path):
+    from features.store import load_features
+
+    rows.save_directory(tmp_path / "ViT-B_32", 25, ["one", "two"], width=8, part_rows=10)
+    features = load_features(tmp_path / "ViT-B_32")
+    assert features.clip_embedding.shape == (25, 8) and features.caption_rows.tolist() == list(range(25))
+    assert [len(text.split()) for text in features.texts[:10]] == work.draw_lengths(10).tolist()
+    held = torch.ones(2**26)
+    assert rows._anonymous_memory(os.getpid()) > held.numel() * 4
 
 
 def test_rate_of_a_run_leaves_the_warm_up_out():

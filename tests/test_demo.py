@@ -197,10 +197,18 @@ def test_the_score_is_of_the_heldout_pictures(tiny_world):
     assert figures["share_true"] == figures["share_parsed"] == 0.75 and figures["heldout_pictures"] == 4
 
 
+SCRIPTS = ["parse_coco.py", "parse_coco.py", "train.py", "predict.py", "evaluate.py", "predict.py"]
+
+
 def test_the_commands_it_prints_are_ones_the_scripts_take(tiny_world):
     commands = run.command_lines(tiny_world)
-    assert [words[0] for words in commands.values()] == ["parse_coco.py", "parse_coco.py", "train.py", "predict.py", "predict.py"]
+    assert [words[0] for words in commands.values()] == SCRIPTS
     from training.options import parse_options
 
     options = parse_options(commands["train"][1:], "")
+    import evaluate
+
+    scored = evaluate.build_parser().parse_args(commands["evaluate"][1:])
+    evaluate.check_options(evaluate.build_parser(), scored)
+    assert scored.predictions == [commands["predict"][commands["predict"].index("--out") + 1]]
     assert options.out_dir.endswith("checkpoints") and commands["predict"][2] == f"{options.out_dir}/demo-{options.epochs - 1:03d}.pt"

@@ -107,3 +107,16 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped_or_starts_anew_when_
     damaged = sorted(Path("resumed.pkl.pieces").glob("*.npz"))[-1]
     damaged.write_bytes(damaged.read_bytes()[:100])
     assert finished() == 6
+
+
+def test_a_name_without_suffix_makes_a_folder_of_the_same_features(pictures, encoder):
+    records = [Record(n, path, [{"caption": f"{n} {k}"} for k in range(2)]) for n, path in enumerate(pictures)]
+    for out in ("file.pkl", "folder", "folder"):  # the second time it is replaced
+        extract(records, encoder, out, source="here")
+    file, folder = load_features("file.pkl"), load_features("folder")
+    assert torch.equal(folder.clip_embedding[:], file.clip_embedding) and list(folder.captions) == file.captions
+    assert folder.meta == file.meta and not Path("folder.pieces").exists()
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").touch()
+    with pytest.raises(UserError, match="holds other things"):
+        extract(records, encoder, "mine", source="here")

@@ -33,7 +33,7 @@ def test_chunked_loss_and_gradients_equal_those_of_the_whole(predictions, vocabu
     labels = torch.randint(vocabulary, (predictions,), generator=generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss, "CHUNK_ELEMENTS", chunk)
-        ours = value_and_gradients(loss.summed_cross_entropy, layer, hidden, labels)
+        ours = value_and_gradients(loss.caption_loss, layer, hidden, labels)
     for one, other in zip(ours, value_and_gradients(whole, layer, hidden, labels), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
@@ -43,7 +43,7 @@ def test_in_bf16_the_loss_is_that_of_the_whole_within_its_rounding(monkeypatch):
     monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 700)
     layer, hidden, labels = nn.Linear(32, 100, bias=False), torch.randn(50, 32), torch.randint(100, (50,))
     with torch.autocast("cpu", torch.bfloat16):
-        ours = value_and_gradients(loss.summed_cross_entropy, layer, hidden, labels)
+        ours = value_and_gradients(loss.caption_loss, layer, hidden, labels)
         theirs = value_and_gradients(whole, layer, hidden, labels)
     for one, other in zip(ours, theirs, strict=True):
         assert one.dtype == other.dtype == torch.float32
@@ -56,12 +56,12 @@ def test_the_logits_are_never_whole(monkeypatch):
     gather = torch.Tensor.gather
     monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 1000)
     monkeypatch.setattr(torch.Tensor, "gather", lambda self, *words: largest.append(self.numel()) or gather(self, *words))
-    loss.summed_cross_entropy(nn.Linear(8, 100, bias=False), torch.randn(95, 8), torch.zeros(95, dtype=torch.long)).backward()
+    loss.caption_loss(nn.Linear(8, 100, bias=False), torch.randn(95, 8), torch.zeros(95, dtype=torch.long)).backward()
     assert len(largest) == 10 and max(largest) <= 1000
 
 
 def test_an_output_layer_with_a_bias_counts_its_bias():
     layer, hidden, labels = nn.Linear(4, 7), torch.randn(5, 4), torch.arange(5)
-    ours = value_and_gradients(loss.summed_cross_entropy, layer, hidden, labels)
+    ours = value_and_gradients(loss.caption_loss, layer, hidden, labels)
     for one, other in zip(ours, value_and_gradients(whole, layer, hidden, labels), strict=True):
         torch.testing.assert_close(one, other)

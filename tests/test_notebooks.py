@@ -6,7 +6,6 @@ import importlib
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from common import UserError
-from demo import ready, run, run_audio
+from demo import ready, run_audio
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parent.parent
@@ -228,61 +226,3 @@ def test_outside_a_clone_the_install_cell_asks_for_the_address_and_with_it_clone
     (clone / "mine").write_text("")
     assert run_install(source, here).stdout == f"{clone} {clone}\n" and (clone / "mine").exists()
     assert run_install(source, clone / "models").stdout == f"{clone} {clone}\n"
-
-
-# -- demo.ready ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_finished_demo_is_found_by_argument_variable_and_usual_place(mini_demo, workdir, monkeypatch, capsys):
-    found = ready.ready_demo(mini_demo)
-    assert found.checkpoint == mini_demo / "checkpoints" / "demo-003.pt" and len(found.heldout) == 40
-    assert found.heldout == sorted(found.heldout) and Path(found.encoder).is_file() and Path(found.gpt2_type).is_dir()
-    monkeypatch.setenv("PREFIXCAP_DEMO", str(mini_demo))
-    assert ready.ready_demo() == found
-    monkeypatch.delenv("PREFIXCAP_DEMO")
-    (workdir / "data").mkdir()
-    (workdir / "data" / "demo").symlink_to(mini_demo)
-    assert ready.ready_demo().heldout[0] == Path("data/demo/heldout") / found.heldout[0].name
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize(("sounds", "script"), [(False, run), (True, run_audio)])
-def test_where_no_finished_demo_is_the_quick_one_is_made_and_its_time_is_said(mini_demo, workdir, monkeypatch, capsys, sounds, script):
-    asked = []
-
-    def main(argv):
-        asked.append(argv)
-        shutil.copytree(mini_demo, argv[-1])
-        (Path(argv[-1]) / "heldout").rename(Path(argv[-1]) / "evaluation")
-        (Path(argv[-1]) / "evaluation" / "one.wav").write_bytes(b"")
-        shutil.copytree(Path(argv[-1]) / "evaluation", Path(argv[-1]) / "heldout")
-        return 0
-
-    monkeypatch.setattr(script, "main", main)
-    monkeypatch.delenv("PREFIXCAP_DEMO", raising=False)
-    monkeypatch.delenv("PREFIXCAP_DEMO_AUDIO", raising=False)
-    found = ready.ready_demo(sounds=sounds)
-    folder = "data/demo_audio" if sounds else "data/demo"
-    assert asked == [["--quick", "--folder", folder]] and found.heldout[0].suffix == (".wav" if sounds else ".jpg")
-    assert "minute on two cores" in capsys.readouterr().out
-    assert ready.ready_demo(sounds=sounds) == found and len(asked) == 1
-
-
-def fail(argv):
-    raise SystemExit(2)
-
-
-@pytest.mark.parametrize("main", [fail, lambda argv: 1, lambda argv: 0])
-def test_a_demo_that_fails_is_a_users_error(workdir, monkeypatch, main):
-    monkeypatch.setattr(run, "main", main)
-    with pytest.raises(UserError, match="did not come to its end"):
-        ready.ready_demo("new")
-
-
-def test_a_folder_or_file_of_something_else_is_left_alone(workdir):
-    (workdir / "train").mkdir()
-    (workdir / "train" / "mine.jpg").write_bytes(b"")
-    for place in (".", "train/mine.jpg"):
-        with pytest.raises(UserError, match="no demo of pictures, and holds something else"):
-            ready.ready_demo(place)
-    assert (workdir / "train" / "mine.jpg").exists()

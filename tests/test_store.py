@@ -42,6 +42,21 @@ def test_what_is_saved_is_loaded(tmp_path_factory, texts, images, width, dtype):
     assert (folder / "a.pkl").read_bytes() == (folder / "b.pkl").read_bytes()
 
 
+def test_several_embeddings_an_image_are_kept_apart(tmp_path):
+    embedding = torch.randn(2, 3, 4)
+    embedding[1, 2] = 0  # no vector here
+    for name in ("a.pkl", "a"):
+        save_features(tmp_path / name, embedding, rows_of(["one", "two"], 2), META)
+        features = load_features(tmp_path / name)
+        assert torch.equal(features.clip_embedding[[0, 1]], embedding)
+        assert (features.width, features.embeddings_per_image, features.meta["embeddings_per_image"]) == (4, 3, 3)
+    save_features(tmp_path / "flat.pkl", torch.randn(2, 4), rows_of(["one", "two"], 2), META)
+    names = ["a.pkl", "flat.pkl"]
+    with pytest.raises(UserError, match="numbers an image"):
+        join_features([load_features(tmp_path / name) for name in names], names)
+    assert load_features(tmp_path / "flat.pkl").embeddings_per_image == 1
+
+
 def test_the_published_train_py_can_read_ours(tmp_path):
     save_features(tmp_path / "a.pkl", torch.randn(2, 4), rows_of(["one", "two", "three"], 2), META)
     with open(tmp_path / "a.pkl", "rb") as file:

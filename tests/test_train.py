@@ -206,7 +206,8 @@ def test_the_schedule_is_the_published_one():
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(data, tiny_gpt2):
+@pytest.mark.parametrize("more", [[], ["--accumulate", "2", "--clip_grad", "0.5"]])
+def test_two_processes_take_the_steps_of_one(data, tiny_gpt2, more):
     """Dropout off: torchrun with two processes and one process end in the same weights, to rounding."""
     import os
     import subprocess
@@ -214,7 +215,7 @@ def test_two_processes_take_the_steps_of_one(data, tiny_gpt2):
     from pathlib import Path
 
     root = Path(train.__file__).parent
-    words = ["--gpt2_dropout", "0", "--max_steps", "6", "--prefix"]
+    words = ["--gpt2_dropout", "0", "--max_steps", "6", *more, "--prefix"]
     run(tiny_gpt2, *words, "one")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29531", str(root / "train.py")]
     command += ["--data", "train.pkl", "--out_dir", "out", "--gpt2_type", str(tiny_gpt2), "--device", "cpu", "--prefix_length", "4"]

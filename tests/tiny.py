@@ -132,3 +132,32 @@ def save_published_features(path, captions, width=512, seed=0):
     with open(path, "wb") as file:
         pickle.dump({"clip_embedding": embeddings, "captions": records}, file)
     return embeddings, [record["caption"] for record in records], [record["clip_embedding"] for record in records]
+
+
+FAMILIES = {
+    "gpt2": {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 128},
+    "opt": {"ffn_dim": 96, "word_embed_proj_dim": 32, "num_key_value_heads": None},
+    "llama": {"tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 16},
+    "gpt_neo": {"num_layers": 4, "num_heads": 4, "attention_types": [[["global", "local"], 2]], "window_size": 16},
+    "mpt": {"d_model": 64, "n_layers": 3, "n_heads": 4, "max_seq_len": 128},
+    "bloom": {"n_layer": 3, "n_head": 4},
+}
+
+
+def save_language_model(folder, family, seed=0, **more):
+    """Write a small random causal language model of a family of transformers, 64 wide, with the tokenizer of CAPTIONS. → the folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = train_tokenizer()
+    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
+    sizes |= {"max_position_embeddings": 2048 if family == "gpt_neo" else 128}
+    sizes = {} if family in ("gpt2", "mpt") else sizes
+    sizes = {name: value for name, value in (sizes | FAMILIES[family] | more).items() if value is not None}
+    ends = {"bos_token_id": len(tokenizer) - 1, "eos_token_id": len(tokenizer) - 1, "pad_token_id": 0}
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), initializer_range=0.2, **ends, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)

@@ -3,7 +3,7 @@
 import math
 
 
-def validation_loss(model, data, bs, prefix_length, accelerator, ignore_index=None):
+def validation_loss(model, data, bs, accelerator):
     """Mean cross-entropy of a token over a data set, in nats; perplexity is its exponential.
 
     model: as accelerator.prepare gave it; data: training.data.CaptionData; bs: captions a batch. Each process takes its share of the
@@ -11,7 +11,7 @@ def validation_loss(model, data, bs, prefix_length, accelerator, ignore_index=No
     """
     import torch
 
-    from features.packing import pack_captions, plan_epoch
+    from features.packing import plan_epoch
 
     was_training = model.training
     model.eval()
@@ -19,8 +19,7 @@ def validation_loss(model, data, bs, prefix_length, accelerator, ignore_index=No
     with torch.no_grad():
         batches = plan_epoch(data.caption_rows, bs, "images")
         for captions in batches[accelerator.process_index :: accelerator.num_processes]:
-            batch = pack_captions(captions, data.tokens, data.caption_rows, prefix_length, ignore_index)
-            batch.clip_embedding = data.features.clip_embedding[batch.image_rows].float()
+            batch = data.pack(captions)
             # The bare module: processes may have different numbers of batches, and must not wait for one another here.
             loss = accelerator.unwrap_model(model)(batch.to(accelerator.device))
             sums[0] += loss.to(sums.device)

@@ -1,0 +1,200 @@
+"""What of a captioner is trained: everything, the mapper, the language model's ends, its output layer, or low-rank adapters.
+
+The language model's parts are found by structure (its blocks are the module list as long as its config says, the stack is what
+holds them), so that GPT-2, OPT, Llama and Qwen alike can be tuned. A part without trained parameters stays in eval mode, without
+dropout, as published for a frozen GPT-2.
+"""
+
+import torch
+from torch import nn
+
+TUNINGS = ("full", "mapper", "ends", "head", "lora")
+GPT2_TARGETS = ["c_attn", "c_proj", "c_fc"]  # as published for Instagram: every matrix of a GPT-2 block
+ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output layer
+
+
+def find_blocks(gpt):
+    """The stack of a language model (the module with its embeddings, blocks and final norm) and its blocks, a ModuleList.
+
+    Raises ValueError for a language model without such a list.
+    """
+    count = getattr(gpt.config, "num_hidden_layers", None)
+    for module in gpt.base_model.modules():
+        for child in module.children():
+            if isinstance(child, nn.ModuleList) and len(child) == count:
+                return module, child
+    raise ValueError(f"{type(gpt).__name__} has no list of {count} blocks: it can be tuned with full, mapper or lora only")
+
+
+def output_names(gpt):
+    """Names, in the language model's state dict, of its token table and of its output layer's weight."""
+    layers = {id(module): name for name, module in gpt.named_modules()}
+    return tuple(f"{layers[id(layer)]}.weight" for layer in (gpt.get_input_embeddings(), gpt.get_output_embeddings()))
+
+
+def untie_output(gpt, weight=None):
+    """Give the output layer a weight of its own: `weight`, or a copy of the token table it shares."""
+    head = gpt.get_output_embeddings()
+    gpt.config.tie_word_embeddings = False
+    head.weight = nn.Parameter((head.weight if weight is None else weight).detach().clone(), head.weight.requires_grad)
+
+
+def default_targets(gpt):
+    """The layers that get adapters unless told: those of GPT-2's blocks; elsewhere every linear layer but the output."""
+    return list(GPT2_TARGETS) if gpt.config.model_type == "gpt2" else ALL_LINEAR
+
+
+def add_adapters(gpt, lora):
+    """Put low-rank adapters (arXiv:2106.09685) into a language model, in place, through peft.
+
+    lora: dict of rank, alpha, dropout and targets (a list of layer names, or "all-linear"). Raises ValueError for a target it has not.
+    """
+    from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
+    from transformers.pytorch_utils import Conv1D
+
+    targets = lora["targets"]
+    if targets != ALL_LINEAR:
+        matrices = {name for name, module in gpt.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+        absent = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in matrices)]
+        if absent:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in matrices}))
+            raise ValueError(f"no layer {', '.join(absent)} for an adapter in {type(gpt).__name__}; it has {known}")
+    # GPT-2's matrices are stored transposed (Conv1D), which peft wants to be told.
+    transposed = any(isinstance(module, Conv1D) for module in gpt.modules())
+    settings = LoraConfig(
+        r=lora["rank"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=targets, fan_in_fan_out=transposed
+    )
+    inject_adapter_in_model(settings, gpt)
+
+
+def apply_tuning(model):
+    """Give a fresh captioner what its config's tuning asks for (adapters, an output layer of its own), and mark what is trained.
+
+    Raises ValueError for an unknown tuning, and where the language model lacks what it needs.
+    """
+    config = model.config
+    if config.tune not in TUNINGS:
+        raise ValueError(f"tune is {config.tune!r}; expected one of {', '.join(TUNINGS)}")
+    if config.tune == "lora":
+        add_adapters(model.gpt, config.lora)
+    elif config.tune == "head":
+        untie_output(model.gpt)
+    elif config.tune == "ends":
+        find_blocks(model.gpt)
+    mark_trained(model)
+
+
+def mark_trained(model):
+    """Set requires_grad on every parameter as the config's tuning says."""
+    tune, gpt = model.config.tune, model.gpt
+    model.clip_project.requires_grad_(not model.config.freeze_mapper)
+    gpt.requires_grad_(tune == "full")
+    if tune == "ends":
+        stack, blocks = find_blocks(gpt)
+        stack.requires_grad_(True)
+        for block in blocks[1:-1]:
+            block.requires_grad_(False)
+    elif tune == "head":
+        gpt.get_output_embeddings().requires_grad_(True)
+    elif tune == "lora":
+        for name, parameter in gpt.named_parameters():
+            parameter.requires_grad_(is_adapter(name))
+
+
+def rest_untrained(model):
+    """After model.train(): put what has no trained parameters back into eval mode.
+
+    mapper and head: the whole language model; lora: all of it but the adapters (which have a dropout of their own); ends: the
+    blocks between the first and the last; and a mapper that is kept.
+    """
+    tune, gpt = model.config.tune, model.gpt
+    if model.config.freeze_mapper:
+        model.clip_project.eval()
+    if tune in ("mapper", "head", "lora"):
+        gpt.eval()
+    if tune == "ends":
+        for block in find_blocks(gpt)[1][1:-1]:
+            block.eval()
+    if tune == "lora":
+        for name, module in gpt.named_modules():
+            if is_adapter(name):
+                module.train()
+
+
+def checkpoint_blocks(gpt):
+    """Keep no activations inside the blocks: the backward pass computes them again (gradient checkpointing, arXiv:1604.06174).
+
+    Not through transformers, whose switch does nothing in eval mode, where a frozen language model stays.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    def recomputed(forward):
+        def wrapped(*args, **kwargs):
+            if not torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+        return wrapped
+
+    for block in find_blocks(gpt)[1]:
+        block.forward = recomputed(block.forward)
+
+
+def is_adapter(name):
+    """Whether a module or parameter of this name belongs to a low-rank adapter."""
+    return ".lora_" in name
+
+
+def kept_names(model):
+    """Names of the state dict that a checkpoint of this captioner must hold: the mapper's, and the trained ones of the language model."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if model.config.tune == "full":
+        return set(model.state_dict())
+    return {name for name in model.state_dict() if name.startswith("clip_project.") or name in trained}
+
+
+def merged_state(model):
+    """The state dict with every adapter added into the matrix it stands beside: published names, as if there had been none."""
+    state = {}
+    layers = {f"gpt.{name}": module for name, module in model.gpt.named_modules() if hasattr(module, "get_delta_weight")}
+    for name, tensor in model.state_dict().items():
+        if is_adapter(name):
+            continue
+        layer, _, part = name.rpartition(".base_layer.")
+        if not layer:
+            state[name] = tensor
+        else:
+            state[f"{layer}.{part}"] = tensor + layers[layer].get_delta_weight("default").to(tensor) if part == "weight" else tensor
+    return state
+
+
+def beneath_adapters(model, state):
+    """Rename the plain names of a state dict to those of the matrices beneath the model's adapters, where it has adapters."""
+    if model.config.tune != "lora":
+        return state
+    beneath = {name.replace(".base_layer.", "."): name for name in model.state_dict() if ".base_layer." in name}
+    return {beneath.get(name, name): tensor for name, tensor in state.items()}
+
+
+def parameter_table(model):
+    """What is trained, part by part → list of (part, trained parameters, all parameters), parts without parameters left out."""
+    owners = {}
+    try:
+        stack, blocks = find_blocks(model.gpt)
+        for number, block in enumerate(blocks):
+            part = "first block" if number == 0 else "last block" if number == len(blocks) - 1 else "blocks between"
+            owners |= {id(parameter): part for parameter in block.parameters()}
+        embeddings = {id(p) for module in stack.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    except ValueError:
+        embeddings = {id(parameter) for parameter in model.gpt.get_input_embeddings().parameters()}
+    owners |= dict.fromkeys(embeddings, "embeddings")
+    for parameter in model.gpt.get_output_embeddings().parameters():
+        owners.setdefault(id(parameter), "output layer")
+    table = {part: [0, 0] for part in ("mapper", "embeddings", "first block", "blocks between", "last block", "norm and others")}
+    table |= {part: [0, 0] for part in ("output layer", "adapters")}
+    for name, parameter in model.named_parameters():
+        part = "mapper" if name.startswith("clip_project.") else owners.get(id(parameter), "norm and others")
+        part = "adapters" if is_adapter(name) else part
+        table[part][0] += parameter.numel() * parameter.requires_grad
+        table[part][1] += parameter.numel()
+    return [(part, trained, total) for part, (trained, total) in table.items() if total]

@@ -1,0 +1,77 @@
+"""What the tests of evaluate.py share: how it is run, and a small set of references and predictions."""
+
+import json
+import sys
+import types
+
+import pytest
+
+import evaluate
+
+FAST = ["--metrics", "bleu", "rouge", "cider", "--bootstrap", "50"]
+
+
+def run(*words, code=0):
+    words = [str(word) for word in words]
+    if code:
+        with pytest.raises(SystemExit) as end:
+            evaluate.main(words)
+        assert end.value.code == code
+    else:
+        assert evaluate.main(words) == 0
+
+
+def refuse(capsys, *words):
+    """Run what must fail → its one line on stderr."""
+    capsys.readouterr()
+    run(*words, code=2)
+    captured = capsys.readouterr()
+    assert len(captured.err.strip().splitlines()) == 1 and not captured.out
+    return captured.err
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write(path, content):
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(content if isinstance(content, str) else json.dumps(content))
+
+
+def write_coco():
+    """Write predictions.json and captions_val2017.json of four images into the working directory → the references by image."""
+    truth = {
+        1: ["A man rides a wave on a board.", "A surfer on a wave."],
+        2: ["Two dogs play in a park.", "Dogs with a ball."],
+        3: ["A cat sleeps on a laptop.", "A cat on a computer."],
+        4: ["A plate of rice.", "Food on a plate with rice."],
+    }
+    write("predictions.json", [{"image_id": key, "caption": texts[1]} for key, texts in truth.items()])
+    annotations = [{"image_id": key, "id": 10 * key + n, "caption": text} for key, texts in truth.items() for n, text in enumerate(texts)]
+    write("captions_val2017.json", {"images": [{"id": key} for key in truth], "annotations": annotations})
+    return truth
+
+
+def stand_in_tower(mini_demo, monkeypatch):
+    """Let models.similarity give the mini demo's own CLIP, through OpenAI's library, as text tower of every encoder but "tinyvit"."""
+    import clip
+    import torch
+
+    model, _ = clip.load(str(mini_demo / "weights/demo_clip.pt"), device="cpu")
+
+    class Tower:
+        asked = []
+
+        def encode_text(self, texts):
+            self.asked += texts
+            with torch.no_grad():
+                return torch.nn.functional.normalize(model.encode_text(clip.tokenize(texts, truncate=True)).float(), dim=-1)
+
+        def project(self, clip_embedding):
+            return torch.nn.functional.normalize(clip_embedding.float(), dim=-1)
+
+    stand_in = types.ModuleType("models.similarity")
+    stand_in.load_text_tower = lambda name, device="cpu": None if name == "tinyvit" else Tower()
+    monkeypatch.setitem(sys.modules, "models.similarity", stand_in)
+    return Tower

@@ -1,0 +1,286 @@
+"""Scores: worked out by hand, equal to pycocoevalcap's own classes on real captions, and what is added to them."""
+
+import json
+import math
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+from common import UserError
+from reports import metrics, statistics, tokens
+from reports.clipscore import clip_scores
+from reports.variety import describe_captions, repeats_ngram
+
+needs_java = pytest.mark.skipif(not tokens.java_is_here(), reason="no Java here")
+ODD = [
+    "", "   ", ".", "...", "|||", "a ||| b", "SCORE ||| a ||| b", "two\nlines of a caption", "a tab\tand\u00a0a hard space",
+    "“quotes” ‘and’ ``more''",
+    "Café ☃ 日本 😀 in the snow", "brackets (round) [square] {curly}", "a/b & c @ d # e", "he's got 3.5 lbs. at 5 p.m.",
+    "ALL CAPITALS", "nul\x00byte",
+    "a man riding a wave p.m.",
+]  # fmt: skip
+METRICS = ("bleu", "meteor", "rouge", "cider")
+
+
+def bleu4(candidates, references):
+    return metrics.score_captions(candidates, references, ["bleu"])["BLEU-4"].value
+
+
+def test_bleu_by_hand_one_word_wrong():
+    # 4 of 5 words, 3 of 4 pairs, 2 of 3 triples and 1 of 2 fours match; as long as its reference: no penalty.
+    assert bleu4(["a b c d x"], [["a b c d e"]]) == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** (1 / 4), abs=1e-6)
+
+
+def test_bleu_by_hand_too_short():
+    # Everything matches; 4 words against 6: the penalty is exp(1 - 6 / 4).
+    assert bleu4(["a b c d"], [["a b c d e f"]]) == pytest.approx(math.exp(-0.5), abs=1e-6)
+
+
+def test_bleu_by_hand_two_images_and_clipped_counts():
+    # Image 1: "a" counts 3 times at most (second reference), "b" once: 4 of 5. Pairs: "a a" twice of 3, "a b" once: 3 of 4. Triples:
+    # "a a a" once of 2, "a a b" once: 2 of 3. Fours: "a a a b" alone: 1 of 2. Of the lengths 4 and 6, both one off, the shorter counts.
+    # Image 2: 4 of 4, 3 of 3, 2 of 2, 1 of 1, length 4 against 6. Together 9 words against 10: exp(1 - 10 / 9).
+    precisions = (4 + 4) / (5 + 4) * (3 + 3) / (4 + 3) * (2 + 2) / (3 + 2) * (1 + 1) / (2 + 1)
+    found = bleu4(["a a a a b", "a b c d"], [["a a b c", "a a a b d e"], ["a b c d e f"]])
+    assert found == pytest.approx(precisions ** (1 / 4) * math.exp(-1 / 9), abs=1e-6)
+
+
+def test_cider_by_hand_captions_that_are_their_references():
+    # Every n-gram occurs in one image of two: weight log 2. All four cosines are 1, their mean is 1, times 10.
+    found = metrics.score_cider(["a b c d", "e f g h"], [["a b c d"], ["e f g h"]])
+    assert found.per_image.tolist() == pytest.approx([10, 10]) and found.value == pytest.approx(10)
+
+
+def test_cider_by_hand_half_the_words_and_a_second_reference():
+    # Image 1, first reference: words (a, b) and (a, c), weight L each: cosine L² / (√2 L · √2 L) = 1/2; no pair matches: mean 1/8.
+    # Second reference: nothing matches: 0. Mean of both times 10: 0.625. Image 2: the one word matches, there are no pairs: 10 / 4.
+    found = metrics.score_cider(["a b", "e"], [["a c", "f g"], ["e"]])
+    assert found.per_image.tolist() == pytest.approx([0.625, 2.5]) and found.value == pytest.approx(1.5625)
+
+
+def test_cider_by_hand_too_short_and_a_word_of_every_image():
+    # "the" stands in both images: weight log(2 / 2) = 0. Words: "a b" within "a b c d": 2 L² / (√2 L · 2 L) = 1/√2. Pairs, all of one
+    # image: (the a, a b) within (the a, a b, b c, c d): 2 / (√2 · 2) = 1/√2. Triples: 1 of (the a b, a b c, b c d): 1/√3. No fours.
+    # Lengths are counted in pairs: 2 against 4, so exp(-(2²) / (2 · 6²)).
+    found = metrics.score_cider(["the a b", "the e"], [["the a b c d"], ["the e"]])
+    expected = 10 * (1 / math.sqrt(2) + 1 / math.sqrt(2) + 1 / math.sqrt(3)) / 4 * math.exp(-4 / 72)
+    assert found.per_image[0] == pytest.approx(expected)
+
+
+def test_predictions_equal_to_a_reference_score_as_the_metrics_define():
+    references = [["a man rides a wave", "someone surfs"], ["two dogs play in a park"], ["a cat"]]
+    found = metrics.score_captions([several[0] for several in references], references, ["bleu", "rouge"])
+    assert found["ROUGE-L"].value == 1 and all(found[f"BLEU-{n}"].value == pytest.approx(1, abs=1e-6) for n in (1, 2, 3, 4))
+    nothing = metrics.score_captions(["x y z"] * 3, references, ["bleu", "rouge", "cider"])
+    assert all(metric.value == pytest.approx(0, abs=1e-3) for metric in nothing.values())
+
+
+def theirs(candidates, references, meteor):
+    """What pycocoevalcap's own tokeniser and scorers give: dict of name → (score, score of each image)."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    truth = PTBTokenizer().tokenize({place: [{"caption": text} for text in texts] for place, texts in enumerate(references)})
+    results = PTBTokenizer().tokenize({place: [{"caption": text}] for place, text in enumerate(candidates)})
+    scores, per_image = Bleu(4).compute_score(truth, results, verbose=0)
+    found = {f"BLEU-{n}": (scores[n - 1], per_image[n - 1]) for n in (1, 2, 3, 4)}
+    for name, scorer in (("METEOR", meteor), ("ROUGE-L", Rouge()), ("CIDEr", Cider())):
+        found[name] = scorer.compute_score(truth, results)
+    return found
+
+
+def assert_equal_to_theirs(found, expected):
+    assert list(found) == list(expected)
+    for name, (value, per_image) in expected.items():
+        assert found[name].value == pytest.approx(value, abs=1e-6), name
+        assert found[name].per_image.tolist() == pytest.approx(list(per_image), abs=1e-6), name
+        assert float(found[name].combine(found[name].sums.sum(0))) == pytest.approx(value, abs=1e-6), name
+
+
+def ours(candidates, references):
+    words = iter(tokens.tokenize([text for several in references for text in several]))
+    return tokens.tokenize(candidates), [[next(words) for _ in several] for several in references]
+
+
+def coco(shared_data, count=None):
+    """The first caption of each image as candidate, the others as references."""
+    captions = {}
+    for row in json.loads((shared_data / "coco_mini/captions_only_val2017.json").read_text())["annotations"]:
+        captions.setdefault(row["image_id"], []).append(row["caption"])
+    chosen = list(captions.values())[:count]
+    return [texts[0] for texts in chosen], [texts[1:] for texts in chosen]
+
+
+@pytest.fixture(scope="module")
+def meteor():
+    """pycocoevalcap's own METEOR, its Java started once."""
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    scorer = Meteor()
+    yield scorer
+    scorer.meteor_p.kill()
+
+
+@pytest.fixture(scope="module")
+def scored(shared_data):
+    """120 real images, odd captions among candidates and references → candidates, references, the words of both, and our scores."""
+    candidates, references = coco(shared_data, 120)
+    candidates[5 : 5 + len(ODD)] = ODD
+    for place, text in enumerate(ODD, start=40):
+        references[place] = [*references[place], text]
+    candidates[60] = references[60][0]
+    words, truth = ours(candidates, references)
+    return candidates, references, words, truth, metrics.score_captions(words, truth, METRICS)
+
+
+@needs_java
+def test_every_metric_equals_pycocoevalcaps_on_real_and_odd_captions(scored, meteor):
+    candidates, references, words, truth, found = scored
+    assert "" in words and any("|" in one for one in words)
+    assert_equal_to_theirs(found, theirs(candidates, references, meteor))
+
+
+@needs_java
+def test_a_subset_scores_as_if_it_stood_alone(scored, meteor):
+    candidates, references, words, truth, found = scored
+    for places in ([*range(0, 120, 3)], [7], [3, 2, 60, 61]):
+        expected = theirs([candidates[place] for place in places], [references[place] for place in places], meteor)
+        subset = metrics.score_subset(found, places, words, truth)
+        for name, (value, _) in expected.items():
+            assert subset[name].value == pytest.approx(value, abs=1e-6), (name, places)
+
+
+@pytest.mark.slow
+@needs_java
+def test_every_metric_equals_pycocoevalcaps_on_all_of_val2017(shared_data, meteor):
+    candidates, references = coco(shared_data)
+    assert_equal_to_theirs(metrics.score_captions(*ours(candidates, references), METRICS), theirs(candidates, references, meteor))
+
+
+@needs_java
+def test_a_line_end_within_a_caption_shifts_no_other():
+    ends = ["\r", "\n", "\r\n", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"]
+    found = tokens.tokenize([f"one{end}two" for end in ends] + ["three", "\ud800 four", ""])
+    assert found == ["one two"] * len(ends) + ["three", "four", ""]
+    assert tokens.tokenize([]) == []
+
+
+@needs_java
+def test_meteors_java_ends_with_the_scoring_even_when_it_breaks(monkeypatch):
+    started = []
+    real = subprocess.Popen
+
+    def start(*words, **options):
+        started.append(real(*words, **options))
+        return started[-1]
+
+    monkeypatch.setattr("pycocoevalcap.meteor.meteor.subprocess.Popen", start)
+    monkeypatch.setattr("pycocoevalcap.meteor.meteor.METEOR_JAR", "no such file.jar")
+    with pytest.raises(UserError, match="METEOR"):
+        metrics.score_captions(["a cat"], [["a dog"]], ["meteor"])
+    assert len(started) == 1 and started[0].poll() is not None
+
+
+def test_without_java_words_are_told_apart_plainly_and_meteor_is_left_out(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    said = []
+    assert metrics.usable_metrics(["bleu", "meteor", "cider"], said.append) == ["bleu", "cider"]
+    assert len(said) == 1 and re.search("apt-get install .*conda install", said[0])
+    assert tokens.tokenize(["A man's T-shirt, (red) & 3.5 m.", ""]) == ["a man's t-shirt red & 3.5 m", ""]
+    with pytest.raises(UserError, match="no Java"):
+        metrics.usable_metrics(["meteor"], said.append)
+
+
+def test_spice_without_its_models_is_the_users_error(monkeypatch):
+    monkeypatch.setattr("pycocoevalcap.spice.get_stanford_models.JAR", "no-such-models")
+    for name in ("spice", "spider"):
+        with pytest.raises(UserError, match="no-such-models.*get_stanford_models"):
+            metrics.check_spice()
+    monkeypatch.setattr(metrics, "java_is_here", lambda: True)
+    with pytest.raises(UserError, match="SPICE"):
+        metrics.usable_metrics(["bleu", "spider"], print)
+
+
+def test_spider_is_the_mean_of_spice_and_cider(monkeypatch):
+    """SPICE's models cannot be had here: its call is replaced, what is made of it is not."""
+    monkeypatch.setattr(metrics, "_score_spice", lambda truth, results: statistics.mean_metric([0.25, 0.75]))
+    found = metrics.score_captions(["a b c d", "e f g h"], [["a b c d"], ["e f x h"]], ["spider"])
+    assert found["SPIDEr"].value == pytest.approx((0.5 + found["CIDEr"].value) / 2)
+    cider = found["CIDEr"].per_image
+    assert found["SPIDEr"].per_image.tolist() == pytest.approx([(0.25 + cider[0]) / 2, (0.75 + cider[1]) / 2])
+
+
+# -- How sure a score is ---------------------------------------------------------------------------------------------------
+
+
+def random_captions(seed, count=60):
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(list("abcdef"), size=rng.integers(3, 9))) for _ in range(count)]
+
+
+REFERENCES = [list(pair) for pair in zip(random_captions(1), random_captions(2))]
+
+
+def test_a_drawn_set_of_images_scores_as_bleu_of_that_set():
+    candidates = random_captions(3)
+    found = metrics.score_captions(candidates, REFERENCES, ["bleu", "rouge"])
+    for seed in range(5):
+        drawn = np.random.default_rng(seed).integers(0, 60, 60)
+        again = metrics.score_captions([candidates[place] for place in drawn], [REFERENCES[place] for place in drawn], ["bleu", "rouge"])
+        for name, metric in found.items():
+            assert float(metric.combine(np.bincount(drawn, minlength=60) @ metric.sums)) == pytest.approx(again[name].value, abs=1e-9)
+
+
+def test_intervals_repeat_with_their_seed_and_hold_the_score():
+    found = metrics.score_captions(random_captions(3), REFERENCES, ["bleu", "rouge", "cider"])
+    intervals = statistics.bootstrap(found, draws=500, seed=1)
+    assert intervals == statistics.bootstrap(found, draws=500, seed=1) != statistics.bootstrap(found, draws=500, seed=2)
+    for name, (low, high) in intervals.items():
+        assert low < found[name].value < high
+    error = found["ROUGE-L"].per_image.std() / math.sqrt(60)
+    low, high = intervals["ROUGE-L"]
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
+
+
+def test_the_paired_test_tells_a_better_system_from_an_equal_one():
+    first = metrics.score_captions(random_captions(3), REFERENCES, ["bleu", "rouge"])
+    better = [texts[0] if place % 2 else caption for place, (caption, texts) in enumerate(zip(random_captions(3), REFERENCES))]
+    found = statistics.compare(first, metrics.score_captions(better, REFERENCES, ["bleu", "rouge"]), draws=400, seed=0)
+    for one in found.values():
+        assert one["difference"] > 0 and one["interval"][0] > 0 and one["p_value"] < 0.01
+    same = statistics.compare(first, first, draws=100)
+    assert all(one["difference"] == 0 and one["p_value"] == 1 for one in same.values())
+
+
+def test_the_paired_test_is_rarely_sure_of_a_difference_that_is_not_there():
+    sure = 0
+    for seed in range(60):
+        scores = np.random.default_rng(seed).random((2, 40))
+        first, second = ({"x": statistics.mean_metric(one)} for one in scores)
+        sure += statistics.compare(first, second, draws=200, seed=seed)["x"]["p_value"] < 0.05
+    assert sure <= 9, "more than three times as often as 5 %"
+
+
+# -- CLIPScore and variety --------------------------------------------------------------------------------------------------
+
+
+def test_clipscore_is_worked_out_as_its_paper_says():
+    images = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    candidates = np.array([[0.6, 0.8], [-0.6, 0.8], [0.0, 1.0]])
+    found = clip_scores(images, candidates, [np.array([[1.0, 0.0], [0.8, 0.6]]), np.array([[1.0, 0.0]]), np.array([[1.0, 0.0]])])
+    assert found["CLIPScore"].per_image.tolist() == pytest.approx([1.5, 0, 0])
+    # 0.6 · 0.8 + 0.8 · 0.6 = 0.96 is the closer reference; the harmonic mean of 1.5 and 0.96.
+    assert found["RefCLIPScore"].per_image.tolist() == pytest.approx([2 * 1.5 * 0.96 / (1.5 + 0.96), 0, 0])
+
+
+def test_variety_counts_what_it_says():
+    found = describe_captions(["a b a b", "a b a b", "c d", ""], train_captions=["c d"], ended=[True, False, True, True])
+    assert found["distinct"] == 3 and found["distinct_share"] == 0.75 and found["vocabulary"] == 4 and found["mean_length"] == 2.5
+    assert found["repeated_2grams"] == 0.5 and found["repeated_3grams"] == 0 and found["empty"] == 1
+    assert found["novel_share"] == 0.75 and found["ended_share"] == 0.75
+    assert "novel_share" not in describe_captions(["a"]) and "ended_share" not in describe_captions(["a"])
+    assert repeats_ngram("a a a".split(), 2) and not repeats_ngram("a b c".split(), 1) and not repeats_ngram([], 2)

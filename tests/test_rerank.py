@@ -1,0 +1,56 @@
+"""Captions chosen by CLIP: the order is that of the cosines, and nothing else changes."""
+
+import pytest
+import torch
+from evaluating import read, stand_in_tower
+
+import predict
+from prediction.rerank import rerank
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class PlainTower:
+    """A text tower of three directions: a text points where its last word says."""
+
+    def encode_text(self, texts):
+        return torch.stack([torch.eye(3)["xyz".index(text[-1])] for text in texts])
+
+    def project(self, clip_embedding):
+        return torch.nn.functional.normalize(clip_embedding, dim=-1)
+
+
+def test_the_nearest_caption_comes_first_and_equal_ones_keep_their_order():
+    captions = [[("x", -1.0), ("y", -2.0), ("a z", -3.0), ("b z", -4.0)]]
+    found = rerank(captions, torch.tensor([[0.1, -0.5, 0.9]]), PlainTower(), "any", 4)
+    assert found == [[("a z", -3.0), ("b z", -4.0), ("x", -1.0), ("y", -2.0)]]
+    assert rerank(captions, torch.tensor([[0.1, -0.5, 0.9]]), PlainTower(), "any", 1) == [found[0][:1]]
+
+
+def test_reranked_captions_lie_nearer_to_their_pictures(mini_demo, monkeypatch, workdir):
+    tower = stand_in_tower(mini_demo, monkeypatch)()
+    words = ["-C", str(mini_demo / "checkpoints/demo-003.pt"), "--data", str(mini_demo / "heldout.pkl"), "--device", "cpu"]
+    words += ["--entry_length", "30"]
+    assert predict.main([*words, "--out", "plain.json"]) == 0
+    assert predict.main([*words, "--rerank", "clip", "--out", "reranked.json"]) == 0
+    from features.store import load_features
+
+    features = load_features(mini_demo / "heldout.pkl")
+    rows = {caption["image_id"]: caption["clip_embedding"] for caption in features.captions}
+    means = []
+    for name in ("plain.json", "reranked.json"):
+        captions = read(workdir / name)
+        images = tower.project(features.clip_embedding[[rows[row["image_id"]] for row in captions]])
+        texts = tower.encode_text(["A photo depicts " + row["caption"] for row in captions])
+        means.append((images * texts).sum(-1).mean().item())
+    assert means[1] > means[0]
+
+
+def test_reranking_needs_a_text_tower_and_several_captions(mini_demo, monkeypatch, workdir, capsys):
+    stand_in_tower(mini_demo, monkeypatch)
+    words = ["-C", str(mini_demo / "checkpoints/demo-003.pt"), "--data", str(mini_demo / "heldout.pkl"), "--rerank", "clip", "--device=cpu"]
+    for more, expected in ((["--clip_model_type", "tinyvit"], "tinyvit has no text tower"), (["--decoding", "greedy"], "beam or sample")):
+        with pytest.raises(SystemExit) as end:
+            predict.main([*words, *more])
+        assert end.value.code == 2
+        assert expected in capsys.readouterr().err
