@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("clip_prefix_captioning_inference", "transformer_inference")
 SOUNDS = "clotho_inference"
 NOTEBOOKS = (*PICTURES, SOUNDS)
+OFFLINE = {"DOWNLOAD = True": "DOWNLOAD = False"}
 FEW = {"sounds": 24, "heldout": 4, "clip_steps": 2, "gpt2_steps": 20, "kinds": ("tone", "click"), "in_process": True}
 
 
@@ -33,7 +35,7 @@ def code_of(notebook):
 
 @pytest.fixture
 def run_notebook(tmp_path, monkeypatch):
-    """stem → the notebook, run with DOWNLOAD = False by this interpreter from the folder it lies in, with its outputs."""
+    """stem, beginnings of lines to change, folder → the notebook, run there by this interpreter, with its outputs."""
     from nbclient import NotebookClient
 
     folder = tmp_path / "kernels" / "this_python"
@@ -44,12 +46,12 @@ def run_notebook(tmp_path, monkeypatch):
         monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def run_it(stem):
+    def run_it(stem, changes=OFFLINE, folder=ROOT / "notebooks"):
         notebook = read_notebook(stem)
-        switches = [cell for cell in notebook.cells if re.search(r"^DOWNLOAD = True\b", cell.source, re.MULTILINE)]
-        assert len(switches) == 1
-        switches[0].source = switches[0].source.replace("DOWNLOAD = True", "DOWNLOAD = False", 1)
-        resources = {"metadata": {"path": str(ROOT / "notebooks")}}
+        for old, new in changes.items():
+            (cell,) = [cell for cell in notebook.cells if f"\n{old}" in f"\n{cell.source}"]
+            cell.source = f"\n{cell.source}".replace(f"\n{old}", f"\n{new}", 1)[1:]
+        resources = {"metadata": {"path": str(folder)}}
         return NotebookClient(notebook, timeout=300, kernel_name="this_python", resources=resources).execute()
 
     return run_it
@@ -75,8 +77,11 @@ def same_picture(one, other):
     return one.size == other.size and ImageChops.difference(one, other).getbbox() is None
 
 
-def check_outputs(notebook, model, embeddings, pictures):
-    """The notebook's captions and pictures of captions are those of the model; embeddings: [N, D] of what it takes, the first alone too."""
+def check_outputs(notebook, model, embeddings, pictures, grid=slice(None)):
+    """The notebook's captions and pictures of captions are those of the model.
+
+    embeddings: [N, D] of what it takes; the first is captioned alone, and `grid` of them together.
+    """
     from models.decoding import generate
     from reports.plots import show_captions
 
@@ -84,8 +89,8 @@ def check_outputs(notebook, model, embeddings, pictures):
     assert install == switch == ("", [])
     greedy = generate(model, embeddings[:1], decoding="greedy")[0][0][0]
     beams = [caption for caption, _ in generate(model, embeddings[:1], beam_size=5, num_captions=5)[0]]
-    best = [captions[0][0] for captions in generate(model, embeddings, beam_size=5)]
-    assert len(set(beams)) == 5 and greedy.strip() and len(embeddings) > 1
+    best = [captions[0][0] for captions in generate(model, embeddings[grid], beam_size=5)]
+    assert len(set(beams)) == 5 and greedy.strip() and len(best) > 1
     text = captioned[0]
     assert text.startswith(f"greedy: {greedy}\n") and text.count("beam: ") == 5
     places = [text.index(f"beam: {caption}  (") for caption in beams]
@@ -93,62 +98,102 @@ def check_outputs(notebook, model, embeddings, pictures):
     assert several[0] == "\n".join(best) + "\n"
     texts = [[f"greedy: {greedy}", f"beam: {beams[0]}"]]
     assert same_picture(*shown[1], show_captions(pictures[:1], texts).data)
-    assert same_picture(*several[1], show_captions(pictures, [[caption] for caption in best]).data)
+    assert same_picture(*several[1], show_captions(pictures[grid], [[caption] for caption in best]).data)
 
 
-def check_picture_notebook(notebook, folder):
+def check_picture_notebook(notebook, demo, sources, grid=slice(None)):
     import torch
 
     from models.checkpoints import load_checkpoint
     from models.encoders import load_encoder
     from models.images import read_image
 
-    demo = ready.ready_demo(folder)
     encoder = load_encoder(demo.encoder)
-    pictures = [read_image(path) for path in demo.heldout[:8]]
+    pictures = [read_image(source) for source in sources]
     embeddings = encoder.encode(torch.stack([encoder.preprocess(picture) for picture in pictures]))
-    check_outputs(notebook, load_checkpoint(demo.checkpoint), embeddings, pictures)
+    check_outputs(notebook, load_checkpoint(demo.checkpoint), embeddings, pictures, grid)
 
 
 def test_the_mlp_notebook_shows_what_generate_gives(mini_demo, run_notebook, monkeypatch):
     monkeypatch.setenv("PREFIXCAP_DEMO", str(mini_demo))
-    check_picture_notebook(run_notebook("clip_prefix_captioning_inference"), mini_demo)
+    demo = ready.ready_demo(mini_demo)
+    check_picture_notebook(run_notebook("clip_prefix_captioning_inference"), demo, demo.heldout[:8])
 
 
 @pytest.mark.slow
 def test_the_transformer_notebook_shows_what_generate_gives(mini_demo, run_notebook, monkeypatch):
     monkeypatch.setenv("PREFIXCAP_DEMO", str(mini_demo))
-    check_picture_notebook(run_notebook("transformer_inference"), mini_demo)
+    demo = ready.ready_demo(mini_demo)
+    check_picture_notebook(run_notebook("transformer_inference"), demo, demo.heldout[:8])
 
 
 @pytest.mark.slow
-def test_the_sound_notebook_shows_spectrograms_and_what_generate_gives(tmp_path, run_notebook, monkeypatch):
+def test_as_committed_a_notebook_takes_weights_by_name_and_photographs(mini_demo, tmp_path, run_notebook):
+    """The root is one of links, so that its data/weights can hold a stand-in under the published name."""
+    import skimage.data
+    from PIL import Image
+
+    root = tmp_path / "linked"
+    (root / "data" / "weights").mkdir(parents=True)
+    for entry in ROOT.iterdir():
+        if entry.suffix == ".py" or (entry / "__init__.py").exists():
+            (root / entry.name).symlink_to(entry)
+    demo = ready.ready_demo(mini_demo)
+    for stem in ("coco", "coco_weights"):
+        shutil.copy(demo.checkpoint, root / "data" / "weights" / f"{stem}.pt")
+        shutil.copy(demo.checkpoint.with_name("demo.json"), root / "data" / "weights" / f"{stem}.json")
+    notebook = run_notebook("clip_prefix_captioning_inference", changes={}, folder=root)
+    photographs = [Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "chelsea", "coffee", "rocket")]
+    check_picture_notebook(notebook, demo, photographs, slice(1, None))
+
+
+@pytest.fixture(scope="module")
+def mini_sounds(tmp_path_factory, one_thread):
+    """A finished demo of 24 sounds, whose models are hardly trained."""
     import parse_clotho
     import train
+
+    folder = tmp_path_factory.mktemp("mini_sounds")
+    run_audio.build(folder, **FEW)
+    lines = run_audio.command_lines(folder, "--prefix_length 2 --bs 20 --epochs 1 --lr 1e-3 --warmup_steps 1")
+    for stage, script in (("parse development", parse_clotho), ("train", train)):
+        assert script.main([*lines[stage][1:], "--device", "cpu"]) == 0, stage
+    return folder
+
+
+def check_sound_notebook(notebook, demo, spectrogram):
     from features.audio import sound_encoder, spectrogram_picture
     from features.loading import encode_views
     from models.checkpoints import load_checkpoint
     from models.encoders import load_encoder
 
-    folder = tmp_path / "demo_audio"
-    run_audio.build(folder, **FEW)
-    lines = run_audio.command_lines(folder, "--prefix_length 2 --bs 20 --epochs 1 --lr 1e-3 --warmup_steps 1")
-    for stage, script in (("parse development", parse_clotho), ("train", train)):
-        assert script.main([*lines[stage][1:], "--device", "cpu"]) == 0, stage
-    monkeypatch.setenv("PREFIXCAP_DEMO_AUDIO", str(folder))
-    notebook = run_notebook(SOUNDS)
-
-    demo = ready.ready_demo(folder, sounds=True)
-    model = load_checkpoint(demo.checkpoint)
-    encoder = sound_encoder(load_encoder(demo.encoder), model.config.audio["spectrogram"])
+    encoder = sound_encoder(load_encoder(demo.encoder), spectrogram)
     embeddings = encode_views(encoder, [encoder.preprocess(path) for path in demo.heldout])
     pictures = [spectrogram_picture(path) for path in demo.heldout]
-    check_outputs(notebook, model, embeddings, pictures)
-    sound_cell = next(cell for cell in notebook.cells if cell.source.startswith("SOUND = "))
+    check_outputs(notebook, load_checkpoint(demo.checkpoint), embeddings, pictures)
     expected = io.BytesIO()
     pictures[0].save(expected, "PNG")
     assert same_picture(*outputs_of(notebook)[3][1], expected.getvalue())
+    sound_cell = next(cell for cell in notebook.cells if cell.source.startswith("SOUND = "))
     assert any("<audio" in output.get("data", {}).get("text/html", "") for output in sound_cell.outputs)
+
+
+@pytest.mark.slow
+def test_the_sound_notebook_shows_spectrograms_and_what_generate_gives(mini_sounds, run_notebook, monkeypatch):
+    monkeypatch.setenv("PREFIXCAP_DEMO_AUDIO", str(mini_sounds))
+    check_sound_notebook(run_notebook(SOUNDS), ready.ready_demo(mini_sounds, sounds=True), "mel")
+
+
+@pytest.mark.slow
+def test_as_committed_the_sound_notebook_takes_a_checkpoint_without_sound_settings_and_ones_own_sounds(mini_sounds, tmp_path, run_notebook):
+    demo = ready.ready_demo(mini_sounds, sounds=True)
+    config = json.loads(demo.checkpoint.with_name("demo.json").read_text())
+    assert config["model"].pop("audio")["spectrogram"] == "mel"
+    shutil.copy(demo.checkpoint, tmp_path / "mine.pt")
+    (tmp_path / "mine.json").write_text(json.dumps(config))
+    changes = {"CHECKPOINT": tmp_path / "mine.pt", "SOUND": demo.heldout[0], "FOLDER": demo.heldout[0].parent}
+    notebook = run_notebook(SOUNDS, {f'{name} = ""': f"{name} = {str(path)!r}" for name, path in changes.items()})
+    check_sound_notebook(notebook, demo, "published")
 
 
 @pytest.mark.parametrize("stem", NOTEBOOKS)
