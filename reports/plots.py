@@ -1,7 +1,9 @@
 """Pictures of a run: loss and learning rate; photographs with their captions; scores; what a caption's words attend to."""
 
 import math
+import tempfile
 import textwrap
+from pathlib import Path
 
 from common import replace_file
 
@@ -65,6 +67,16 @@ def plot_captions(images, captions, path, columns=4):
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     _save(figure, path, dpi=110)
+
+
+def show_captions(images, captions, columns=4):
+    """The grid of plot_captions for a notebook → IPython.display.Image, which shows itself where it ends a cell."""
+    from IPython.display import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "captions.png"
+        plot_captions(images, captions, path, columns)
+        return Image(data=path.read_bytes(), format="png")
 
 
 def plot_histogram(values, title, label, path):
