@@ -137,6 +137,40 @@ def score(folder, seed=0):
     }
 
 
+def run_and_judge(prog, options, settings, floor, build, command_lines, score, things):
+    """Build a small world, run the commands on it, write metrics.json, print the score. → exit code, 1 for a score below `floor`
+
+    prog: name in messages; options: folder, seed and train_options; settings: of `build`; floor: least share of true captions, None
+    judges nothing; build, command_lines, score: the world's own; things: what it captions, "pictures" or "sounds".
+    """
+    folder = options.folder
+    began = time.perf_counter()
+    seconds = build(folder, **settings)
+    for stage, words in command_lines(folder, options.train_options).items():
+        started = time.perf_counter()
+        run_script(words, brief=stage == "predict")
+        seconds[stage] = time.perf_counter() - started
+    metrics = {**score(folder, options.seed), "floor": floor}
+    if (folder / "scores.json").exists():
+        metrics["scores"] = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["scores"]
+    metrics["seconds"] = round(time.perf_counter() - began, 1)
+    metrics["seconds_by_stage"] = {stage: round(took, 1) for stage, took in seconds.items()}
+    metrics["settings"] = {**settings, "train_options": options.train_options}
+    with replace_file(folder / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+
+    print("\n" + ", ".join(f"{stage} {took:.0f} s" for stage, took in seconds.items()) + f"; {metrics['seconds']:.0f} s in all")
+    print(f"{things} with their captions: {folder}/captions.png; figures: {folder}/metrics.json")
+    print(
+        f"share of true captions on {metrics[f'heldout_{things}']} {things} of {metrics['heldout_pairs']} pairs that training never had "
+        f"together: {metrics['share_true']:.3f} (a true caption of another one: {metrics['share_true_by_chance']:.3f})"
+    )
+    if floor is not None and metrics["share_true"] < floor:
+        print(f"{prog}: error: {metrics['share_true']:.3f} of the captions are true; expected {floor} or more", file=sys.stderr)
+        return 1
+    return 0
+
+
 @one_line_errors
 def main(argv=None):
     parser = Parser(prog="demo.run", description=__doc__)
@@ -149,30 +183,8 @@ def main(argv=None):
     settings = {**(QUICK if options.quick else FULL), "seed": options.seed}
     settings["scenes"] = options.scenes or settings["scenes"]
 
-    began = time.perf_counter()
-    seconds = build(options.folder, **settings)
-    for stage, words in command_lines(options.folder, options.train_options).items():
-        started = time.perf_counter()
-        run_script(words, brief=stage == "predict")
-        seconds[stage] = time.perf_counter() - started
-    metrics = {**score(options.folder, options.seed), "floor": None if options.quick else FLOOR}
-    metrics["scores"] = json.loads((options.folder / "scores.json").read_text(encoding="utf-8"))["scores"]
-    metrics["seconds"] = round(time.perf_counter() - began, 1)
-    metrics["seconds_by_stage"] = {stage: round(took, 1) for stage, took in seconds.items()}
-    metrics["settings"] = {**settings, "train_options": options.train_options}
-    with replace_file(options.folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-
-    print("\n" + ", ".join(f"{stage} {took:.0f} s" for stage, took in seconds.items()) + f"; {metrics['seconds']:.0f} s in all")
-    print(f"pictures with their captions: {options.folder}/captions.png; figures: {options.folder}/metrics.json")
-    print(
-        f"share of true captions on {metrics['heldout_pictures']} pictures of {metrics['heldout_pairs']} pairs never seen together: "
-        f"{metrics['share_true']:.3f} (a true caption of another picture: {metrics['share_true_by_chance']:.3f})"
-    )
-    if not options.quick and metrics["share_true"] < FLOOR:
-        print(f"demo.run: error: {metrics['share_true']:.3f} of the captions are true; expected {FLOOR} or more", file=sys.stderr)
-        return 1
-    return 0
+    judged = None if options.quick else FLOOR
+    return run_and_judge("demo.run", options, settings, judged, build, command_lines, score, "pictures")
 
 
 if __name__ == "__main__":

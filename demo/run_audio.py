@@ -17,7 +17,7 @@ from pathlib import Path
 from common import Parser, UserError, one_line_errors, replace_file
 from demo import scenes, tiny_models
 from demo import sounds as world
-from demo.run import TRAIN_OPTIONS, run_script
+from demo.run import TRAIN_OPTIONS, run_and_judge
 
 FLOOR = 0.8  # share of true captions below which the full demo has failed
 PLOTTED = 8  # held-out sounds shown in captions.png
@@ -129,29 +129,8 @@ def main(argv=None):
     options = parser.parse_args(argv)
     settings = {**(QUICK if options.quick else FULL), "seed": options.seed}
 
-    began = time.perf_counter()
-    seconds = build(options.folder, **settings)
-    for stage, words in command_lines(options.folder, options.train_options).items():
-        started = time.perf_counter()
-        run_script(words, brief=stage == "predict")
-        seconds[stage] = time.perf_counter() - started
-    metrics = {**score(options.folder, options.seed), "floor": None if options.quick else FLOOR}
-    metrics["seconds"] = round(time.perf_counter() - began, 1)
-    metrics["seconds_by_stage"] = {stage: round(took, 1) for stage, took in seconds.items()}
-    metrics["settings"] = {**settings, "train_options": options.train_options}
-    with replace_file(options.folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-
-    print("\n" + ", ".join(f"{stage} {took:.0f} s" for stage, took in seconds.items()) + f"; {metrics['seconds']:.0f} s in all")
-    print(f"spectrograms with their captions: {options.folder}/captions.png; figures: {options.folder}/metrics.json")
-    print(
-        f"share of true captions on {metrics['heldout_sounds']} sounds of {metrics['heldout_pairs']} pairs never heard together: "
-        f"{metrics['share_true']:.3f} (a true caption of another sound: {metrics['share_true_by_chance']:.3f})"
-    )
-    if not options.quick and metrics["share_true"] < FLOOR:
-        print(f"demo.run_audio: error: {metrics['share_true']:.3f} of the captions are true; expected {FLOOR} or more", file=sys.stderr)
-        return 1
-    return 0
+    judged = None if options.quick else FLOOR
+    return run_and_judge("demo.run_audio", options, settings, judged, build, command_lines, score, "sounds")
 
 
 if __name__ == "__main__":
