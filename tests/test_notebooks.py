@@ -88,13 +88,14 @@ def check_outputs(notebook, model, embeddings, pictures, grid=slice(None)):
     install, switch, _, _, captioned, shown, several = outputs_of(notebook)
     assert install == switch == ("", [])
     greedy = generate(model, embeddings[:1], decoding="greedy")[0][0][0]
-    beams = [caption for caption, _ in generate(model, embeddings[:1], beam_size=5, num_captions=5)[0]]
+    beams, scores = zip(*generate(model, embeddings[:1], beam_size=5, num_captions=5)[0])
     best = [captions[0][0] for captions in generate(model, embeddings[grid], beam_size=5)]
-    assert len(set(beams)) == 5 and greedy.strip() and len(best) > 1
+    assert len(set(beams)) == 5 and beams[0].strip() and len(best) > 1
     text = captioned[0]
     assert text.startswith(f"greedy: {greedy}\n") and text.count("beam: ") == 5
     places = [text.index(f"beam: {caption}  (") for caption in beams]
     assert places == sorted(places)
+    assert [float(score) for score in re.findall(r"  \((-\d+\.\d{3})\)$", text, re.MULTILINE)] == pytest.approx(scores, abs=2e-3)
     assert several[0] == "\n".join(best) + "\n"
     texts = [[f"greedy: {greedy}", f"beam: {beams[0]}"]]
     assert same_picture(*shown[1], show_captions(pictures[:1], texts).data)
@@ -173,7 +174,9 @@ def check_sound_notebook(notebook, demo, spectrogram):
     check_outputs(notebook, load_checkpoint(demo.checkpoint), embeddings, pictures)
     expected = io.BytesIO()
     pictures[0].save(expected, "PNG")
-    assert same_picture(*outputs_of(notebook)[3][1], expected.getvalue())
+    outputs = outputs_of(notebook)
+    assert f"sees {spectrogram} spectrograms" in outputs[2][0]
+    assert same_picture(*outputs[3][1], expected.getvalue())
     sound_cell = next(cell for cell in notebook.cells if cell.source.startswith("SOUND = "))
     assert any("<audio" in output.get("data", {}).get("text/html", "") for output in sound_cell.outputs)
 
