@@ -218,7 +218,8 @@ def main(argv=None):
     last = checkpoint_path("_best" if val_data else f"-{epoch:03d}")
     say(f"done: {step:,} steps; wrote {last}")
     encoder = "" if config.encoder else " --clip_model_type ENCODER"
-    say(f"caption a picture: python predict.py --checkpoint {shlex.quote(str(last))}{encoder} PICTURE.jpg")
+    kind, thing = ("sound", "SOUND.wav") if config.audio else ("picture", "PICTURE.jpg")
+    say(f"caption a {kind}: python predict.py --checkpoint {shlex.quote(str(last))}{encoder} {thing}")
     return 0
 
 

@@ -53,7 +53,7 @@ def ready_demo(folder=None, sounds=False):
         script.build(folder, **script.QUICK)
         lines = script.command_lines(folder)
         for stage in (parse, "train"):  # the rest of the demo captions and scores
-            script.run_script(lines[stage])
+            run.run_script(lines[stage])
         found = _find(folder, heldout)
         if found is None:
             raise UserError(f"{folder} holds a demo that is not whole, with nothing in {heldout}. Remove it, to have it made anew.")

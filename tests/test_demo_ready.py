@@ -43,7 +43,7 @@ def test_where_no_finished_demo_is_the_quick_one_is_made_and_its_time_is_said(wo
             (folder / "demo-002.pt").write_bytes(b"")
 
     monkeypatch.setattr(script, "build", build)
-    monkeypatch.setattr(script, "run_script", run_script)
+    monkeypatch.setattr(run, "run_script", run_script)
     monkeypatch.delenv("PREFIXCAP_DEMO", raising=False)
     monkeypatch.delenv("PREFIXCAP_DEMO_AUDIO", raising=False)
     folder = Path("data/demo_audio" if sounds else "data/demo")
