@@ -77,7 +77,8 @@ def save_instagram(folder, train=4, test=2):
         cells = []
         for _ in range(count):
             path = tiny.save_picture(folder / f"pictures/{number}.jpg", seed=300 + number)
-            cells.append({"image": {"bytes": path.read_bytes(), "path": path.name}, "caption": f"{POST} {number} " + "so good " * 20 * number})
+            post = f"{POST} {number} " + "so good " * 20 * number
+            cells.append({"image": {"bytes": path.read_bytes(), "path": path.name}, "caption": post})
             number += 1
         parts[split] = datasets.Dataset.from_list(cells, features=features)
     datasets.DatasetDict(parts).save_to_disk(folder / "instagram")
