@@ -31,20 +31,22 @@ def save_coco_karpathy(folder, counts=(("train", 3), ("restval", 1), ("val", 2),
 
 
 def save_food(folder, count=5):
-    """data/food as Kaggle's archive unpacks."""
+    """data/food as Kaggle's archive unpacks. → captions of each Index"""
     rows = [["Index", "Captions"]]
     for number in range(count):
         tiny.save_picture(folder / f"data/food/archive/dataset/{number}.jpg", seed=100 + number)
         rows.append([number, tiny.CAPTIONS[number]])
     with open(folder / "data/food/archive/Captions.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
+    return {str(number): {text} for number, text in rows[1:]}
 
 
 def save_clotho(folder, counts=(("development", 3), ("validation", 2), ("evaluation", 2))):
-    """data/ with the clips and captions of Clotho's parts: five captions a clip, 0.3 s each."""
+    """data/ with the clips and captions of Clotho's parts: five captions a clip, 0.3 s each. → captions of each clip"""
     import numpy as np
     import soundfile
 
+    captions = {}
     for place, (part, count) in enumerate(counts):
         rows = [["file_name", *(f"caption_{k}" for k in range(1, 6))]]
         (folder / "data" / part).mkdir(parents=True, exist_ok=True)
@@ -53,8 +55,10 @@ def save_clotho(folder, counts=(("development", 3), ("validation", 2), ("evaluat
             seed = 10 * place + number
             soundfile.write(folder / "data" / part / name, np.random.default_rng(seed).uniform(-0.3, 0.3, 6600) * (1 + number), 22050)
             rows.append([name, *(f"{text} ({seed})" for text in tiny.CAPTIONS[:5])])
+            captions[name] = set(rows[-1][1:])
         with open(folder / f"data/clotho_captions_{part}.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
+    return captions
 
 
 def save_flickr(folder, count=7):
@@ -97,3 +101,15 @@ def save_published_mlp(path, gpt2_folder, seed):
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(weight_files.under("clip_project.", mapper) | weight_files.under("gpt.", gpt | buffers), path)
     path.with_suffix(".json").write_text(json.dumps({"model": {"n_head": config["n_head"]}}))  # what no shape tells
+
+
+def save_clipxgpt(path, gpt2_folder, seed=5):
+    """A file as CLIPxGPT's published S weights are, vision tower included, of random weights, for that folder's tokenizer."""
+    config = json.loads((Path(gpt2_folder) / "config.json").read_text())
+    state, facts = weight_files.random_file("clipxgpt", seed, config["vocab_size"], config["eos_token_id"])
+    mapper = weight_files.mapper_shapes("encoder", 64, facts.width, facts.length, layers=facts.layers)  # 64: the width of that tower
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("mp.")}
+    state |= weight_files.under("mp.", weight_files.draw_tensors(mapper, torch.Generator().manual_seed(seed)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"epoch": 1, "model_state_dict": state}, path)
+    path.with_suffix(".json").write_text(json.dumps({"model": {"n_head": facts.heads}}))
