@@ -18,7 +18,7 @@ FOOD=${FOOD:-data/food}
 TRAIN=data/food_ViT-B_32_train.pkl
 VAL=data/food_ViT-B_32_val.pkl
 
-[ -e $VAL ] || python parse_food.py --clip_model_type ViT-B/32 --data_path "$FOOD" --train_size 0.9 --out $TRAIN
+[ -e $TRAIN ] || python parse_food.py --clip_model_type ViT-B/32 --data_path "$FOOD" --train_size 0.9 --out $TRAIN
 python check.py $TRAIN $VAL || [ -n "${GO_ON:-}" ] # stops at a problem; GO_ON=1 goes on in spite of it
 
 python train.py --data $TRAIN --val_data $VAL --out_dir $OUT --init_from coco \

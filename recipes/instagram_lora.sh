@@ -18,7 +18,7 @@ OUT=checkpoints/${RECIPE_SMOKE:+smoke_}instagram_lora
 DATASET=${DATASET:-kkcosmos/instagram-images-with-captions}
 FEATURES=data/instagram/ViT-B_32
 
-[ -e ${FEATURES}_val.pkl ] || python parse_huggingface.py "$DATASET" --val_share 0.05 --out ${FEATURES}_train.pkl # and …_val.pkl
+[ -e ${FEATURES}_train.pkl ] || python parse_huggingface.py "$DATASET" --val_share 0.05 --out ${FEATURES}_train.pkl # and …_val.pkl
 [ -e ${FEATURES}_test.pkl ] || python parse_huggingface.py "$DATASET" --split test --out ${FEATURES}_test.pkl
 python check.py ${FEATURES}_{train,val,test}.pkl || [ $? -eq 1 ] # goes on at a problem: posts are longer than captions are
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,7 @@ class Bash:
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         environment = {**os.environ, **FAST, "PATH": path, "RECIPE_CALLS": str(self.folder), **environment}
         pipes = [os.open(self.folder / name, os.O_RDWR) for name in ("call", "answer")]  # both ways: opening does not wait for bash
-        bash = subprocess.Popen(["bash", str(recipe)], cwd=self.tree, env=environment)
+        bash = subprocess.Popen(["bash", str(recipe)], cwd=self.tree, env=environment, start_new_session=True)
         try:
             while bash.poll() is None:
                 if select.select([pipes[0]], [], [], 0.02)[0]:
@@ -77,8 +78,9 @@ class Bash:
                     self.commands.append((words, code))
                     os.write(pipes[1], f"{code}\n".encode())
         finally:
-            bash.kill()
-            bash.wait()
+            if bash.poll() is None:  # something here went wrong: end it, and the command in it that waits for an answer
+                os.killpg(bash.pid, signal.SIGKILL)
+                bash.wait()
             for pipe in pipes:
                 os.close(pipe)
         return bash.returncode
@@ -117,6 +119,8 @@ def test_a_recipe_runs_to_its_end(bash, tree, name):
     assert called[-3:] == ["check.py", "train.py", "evaluate.py"]
     checked = dict((words[0], code) for words, code in bash.commands)["check.py"]
     assert checked == (1 if name.startswith("instagram") else 0), "posts are long, which is a problem; nothing else here is one"
+    trained, scored = (words for words, _ in bash.commands[-2:])
+    assert (scored[scored.index("--data") + 1] in trained) == (name == "food"), "only food has no third part"
     scores = scores_of(tree, name)["scores"]
     assert {"BLEU-4", "ROUGE-L", "CIDEr"} <= set(scores) and all(0 <= scores[name] < 100 for name in scores)
     config = json.loads((tree / f"checkpoints/smoke_{name}/coco_prefix.json").read_text())["model"]
