@@ -30,7 +30,8 @@ def page(title, parts):
     """A whole page. title: str; parts: HTML made by the functions here."""
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{text(title)}</title>'
     body = "\n".join(part for part in parts if part)
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body><h1>{text(title)}</h1>\n{body}\n</body></html>\n'
+    head = f"<head>{head}<style>{STYLE}</style></head>"
+    return f'<!DOCTYPE html>\n<html lang="en">{head}\n<body><h1>{text(title)}</h1>\n{body}\n</body></html>\n'
 
 
 def section(title, *parts):

@@ -8,6 +8,7 @@ from common import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".JPG", ".JPEG", ".PNG")
 LONGEST_SIDE = 320  # pixels of a picture in a page
+PLOTTED = 12  # pictures of a grid
 WIDEST = 40_000_000  # pixels of a file that is opened at all
 
 
@@ -67,3 +68,26 @@ def picture_uri(path):
 def data_uri(content, media_type):
     """bytes → "data:…", which a page holds in place of a link."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def plot_scored(keys, predictions, references, folders, path):
+    """Draw a grid of the first images whose pictures are found, each with its caption and a reference.
+
+    keys: the images in their order; predictions: dict of key → Prediction; references: References. Raises UserError where no picture
+    is found.
+    """
+    from .plots import plot_captions
+
+    found = PictureFolders(folders)
+    images, texts = [], []
+    for key in keys:
+        where = found.find(predictions[key].image_id, references.file_names.get(key))
+        image = open_picture(where) if where else None
+        if image is not None:
+            images.append(image)
+            texts.append([predictions[key].captions[0], f"true: {references.captions[key][0]}"])
+        if len(images) == PLOTTED:
+            break
+    if not images:
+        raise UserError(f"none of the {len(keys):,} images has a picture in {' '.join(map(str, folders))}. Give the folder they are in.")
+    plot_captions(images, texts, path)
