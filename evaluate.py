@@ -45,6 +45,8 @@ def build_parser():
     group.add_argument("--out", help="file for the scores (.json); the captions go beside it")
     group.add_argument("--upload", help="file for nocaps' server: image_id and caption of each image (.json)")
     group.add_argument("--histogram", choices=HISTOGRAMS, help="picture of this score of each image's best caption, beside --out (.png)")
+    group.add_argument("--plot", help="picture of some images with caption and reference; needs --images (.png)")
+    group.add_argument("--images", nargs="+", default=[], metavar="FOLDER", help="where the pictures of --plot are")
     group = parser.add_argument_group("running")
     group.add_argument("--device", default="auto", help="cuda, mps, cpu or auto (default auto: the best there is)")
     group.add_argument("--batch_size", type=int, default=32, help="images a batch (default 32)")
@@ -67,6 +69,8 @@ def check_options(parser, options):
             parser.error(f"--{name} is {getattr(options, name)}; expected a name ending in .json")
     if options.histogram and not options.out:
         parser.error("--histogram goes beside --out; give --out scores.json")
+    if bool(options.plot) != bool(options.images):
+        parser.error("--plot and --images go together: the picture to write, and the folder with the pictures in it")
     if options.upload and len(options.predictions) > 1:
         parser.error("--upload takes one set of captions; give one file of --predictions")
     if options.batch_size < 1:
@@ -141,7 +145,8 @@ def main(argv=None):
         files = [options.data, options.references, options.checkpoint, *options.predictions, options.train_data]
         files = [path for path in files if path and Path(path).exists()]
         made_by = describe_origin("evaluate.py", arguments, options.seed, files)
-        write_scores(options.out, about, scored, systems, keys, sources, comparison, made_by, best and (options.histogram, best))
+        write_scores(options.out, about, scored, systems, keys, sources, comparison, made_by,
+                     best and (options.histogram, best), references)  # fmt: skip
         print(f"wrote {options.out}")
     if options.histogram:
         from reports.plots import plot_histogram
@@ -151,6 +156,11 @@ def main(argv=None):
         path = Path(options.out).with_suffix(f".{options.histogram}.png")
         plot_histogram([100 * score for score in best[0]], title, f"{HISTOGRAMS[options.histogram]} of a caption (× 100)", path)
         print(f"wrote {path}")
+    if options.plot:
+        from reports.pictures import plot_scored
+
+        plot_scored(keys, systems[0], references, options.images, options.plot)
+        print(f"wrote {options.plot}")
     if options.upload:
         write_json(options.upload, upload)
         print(f"wrote {options.upload}")

@@ -20,8 +20,9 @@ With --tune mapper, ends, head or lora checkpoints hold what was trained, and th
 into the weights beneath them).
 
 Writes into --out_dir, under the stem --prefix: {prefix}-000.pt, -001.pt, … (weights after each epoch), {prefix}_latest.pt (weights
-within an epoch), {prefix}_best.pt (the epoch with the lowest --val_data loss), {prefix}.json (the config), {prefix}_metrics.jsonl and
-.png (loss and learning rate), {prefix}_state.pt (for --resume). Ctrl-C and SIGTERM save first; the same command with --resume goes on.
+within an epoch), {prefix}_best.pt (the best validation, --best_by loss or cider), {prefix}.json (the config), {prefix}_metrics.jsonl and
+.png (curves), {prefix}_samples.jsonl (captions at each validation), {prefix}_tensorboard/, {prefix}_state.pt (for --resume). Ctrl-C and
+SIGTERM save first; the same command with --resume goes on. `python -m reports.run OUT_DIR` makes a page of it all.
 """
 
 import contextlib
@@ -37,8 +38,10 @@ from training.optimiser import build_optimizer, learning_rate, parameter_groups,
 from training.options import parse_options
 from training.precision import choose_precision
 from training.probe import takes_packed_rows
+from training.sampling import format_samples
 from training.setup import build_model, caption_first, describe_origin, describe_run
-from training.validate import BestSoFar, validation_loss
+from training.tracking import check_tracker, start_tracker
+from training.validate import COLLAPSE_ADVICE, BestSoFar, Validation, describe_figures, find_collapse
 
 
 @one_line_errors
@@ -65,7 +68,9 @@ def main(argv=None):
     precision, reason = choose_precision(options.mixed_precision, device_type)
     if precision == "fp16" and device_type != "cuda":
         raise UserError(f"--mixed_precision fp16 needs CUDA; this run is on {device_type}. Take bf16 or no.")
-    accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision=precision)
+    check_tracker(options.tracker)
+    tracker = None if options.tracker == "none" else options.tracker
+    accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision=precision, log_with=tracker, project_dir=options.out_dir)
     device, processes, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
     say = accelerator.print
     say(f"device: {device}, {processes} process(es); precision: {precision if precision != 'no' else 'fp32'} ({reason})")
@@ -103,10 +108,10 @@ def main(argv=None):
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # Resume. `step` counts optimiser steps done; the draw of an epoch depends on seed and epoch alone, so it is all of the position.
-    out_dir, step, best = Path(options.out_dir), 0, BestSoFar(options.patience)
+    out_dir, step, best = Path(options.out_dir), 0, BestSoFar(options.patience, options.best_by)
     resume_point = state_path(out_dir, options.prefix)
     shaping = "init_from init_parts bs lr warmup_steps sampling drop_last ignore_index cut_captions seed gpt2_dropout"
-    shaping += " mapper_lr weight_decay clip_grad accumulate gradient_checkpointing"
+    shaping += " mapper_lr weight_decay clip_grad accumulate gradient_checkpointing val_every best_by"
     identity = {name: getattr(options, name) for name in shaping.split()}
     identity |= {"total_steps": total_steps, "precision": precision, "model": vars(config)}
     identity |= {"data": features.digest(), "val_data": val_features.digest() if val_features else None}
@@ -132,21 +137,45 @@ def main(argv=None):
     def save_resume_point(finished=False):
         save_state(resume_point, trained, optimizer, step, best.as_dict(), finished, identity)
 
-    log = None
+    log, validation = None, Validation(model, captioner, val_data, options, accelerator, say) if val_data else None
     if accelerator.is_main_process:
         log = RunLog(out_dir, options.prefix, step)
-        save_config(config, describe_origin(options, features, identity["data"]), out_dir / f"{options.prefix}.json")
+        log.track = start_tracker(accelerator, options, step)
+        save_config(config, describe_origin(options, features, identity["data"], argv), out_dir / f"{options.prefix}.json")
+
+    def validate():
+        figures, samples = validation.run()
+        better = best.update(figures, step)
+        epoch = max(step - 1, 0) // steps_per_epoch
+        where = f"step {step:,}" if options.val_every else f"epoch {epoch}"
+        loss = f"validation loss {figures['val_loss']:.4f}, perplexity {figures['val_perplexity']:.2f}"
+        say(f"{where}: {loss}{describe_figures(figures)}{', the best' if better else ''}")
+        if samples:
+            say("\n".join(format_samples(samples)))
+        collapse = find_collapse(figures, bool(options.base_checkpoint)) if step >= min(options.warmup_steps, total_steps) else None
+        if collapse:
+            say(f"warning: the captions hardly depend on their images: {collapse}. {COLLAPSE_ADVICE}")
+        if log:
+            log.write_validation(step, epoch, figures | ({"val_collapse": collapse} if collapse else {}), samples)
+            if better:
+                save_checkpoint(captioner, checkpoint_path("_best"), options.save_full)
+
+    def validation_is_due():
+        every = options.val_every or steps_per_epoch
+        return validation is not None and best.step < step and (step % every == 0 or step == total_steps)
 
     # The loop. A loss that is not finite spoils the weights, so none are saved before the losses since the last look were seen.
     model.train()
     losses_unseen, finished, stopping = {}, False, False
+    if options.val_every and step and validation_is_due():
+        validate()
     bar = tqdm(total=total_steps, initial=step, unit="step", disable=None if log else True)
     with StopRequest() as stop:
         while not finished:
             epoch = step // steps_per_epoch
             batches = plan_epoch(data.caption_rows, options.bs, options.sampling, options.seed, epoch, options.drop_last)
             epoch_end = min((epoch + 1) * steps_per_epoch, total_steps)
-            while step < epoch_end and not stopping:
+            while step < epoch_end and not stopping and not best.is_out_of_patience:
                 captions = batches[step % steps_per_epoch]
                 share = captions[rank * len(captions) // processes : (rank + 1) * len(captions) // processes]
                 # A part-batch smaller than the number of processes leaves some without a share: they only join the exchange.
@@ -183,21 +212,18 @@ def main(argv=None):
                 if log and (step % options.log_every == 0 or step == epoch_end):
                     line = log.write(step, epoch, lr)
                     bar.set_postfix(epoch=epoch, loss=f"{line['loss']:.3f}", captions_per_s=f"{line['captions_per_s']:.0f}")
+                # One that is due as the run is stopped is made up for on resuming.
+                if options.val_every and not stopping and validation_is_due():
+                    validate()
                 if log and step % options.save_steps == 0 and step < epoch_end:
                     save_checkpoint(captioner, checkpoint_path("_latest"), options.save_full)
                     save_resume_point()
 
-            if step < epoch_end:
+
+            if step < epoch_end and not best.is_out_of_patience:
                 break
-            if val_data:
-                val_loss = validation_loss(model, val_data, options.bs, accelerator)
-                better = best.update(val_loss)
-                perplexity = math.exp(min(val_loss, 700))
-                say(f"epoch {epoch}: validation loss {val_loss:.4f}, perplexity {perplexity:.2f}{', the best' if better else ''}")
-                if log:
-                    log.write_validation(step, epoch, val_loss)
-                    if better:
-                        save_checkpoint(captioner, checkpoint_path("_best"), options.save_full)
+            if validation_is_due():
+                validate()
             finished = step >= total_steps or best.is_out_of_patience
             if log:
                 if epoch % options.save_every == 0 or finished:
@@ -206,6 +232,7 @@ def main(argv=None):
                 save_resume_point(finished)
                 log.draw(finished)
     bar.close()
+    accelerator.end_training()
 
     if not finished:
         if log:
@@ -214,7 +241,8 @@ def main(argv=None):
         say(f"stopped by {stop.signal_name} after step {step:,}; saved {resume_point}. The same command with --resume goes on.")
         return stop.exit_code
     if best.is_out_of_patience:
-        say(f"stopped early: {best.epochs_since} epochs without a better validation loss than {best.loss:.4f}")
+        unit = "validations" if options.val_every else "epochs"
+        say(f"stopped early: {best.epochs_since} {unit} without a better {'loss' if best.by == 'loss' else 'CIDEr'} than {best.value:.4f}")
     last = checkpoint_path("_best" if val_data else f"-{epoch:03d}")
     say(f"done: {step:,} steps; wrote {last}")
     encoder = "" if config.encoder else " --clip_model_type ENCODER"

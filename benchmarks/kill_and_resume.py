@@ -86,6 +86,7 @@ def main(argv=None):
         def train(name):
             words = ["--data", world / "heldout.pkl", "--out_dir", folder, "--prefix", name, "--gpt2_type", world / "weights/demo_gpt2"]
             words += ["--epochs", 3, "--bs", 40, "--warmup_steps", 20, "--lr", "1e-3", "--save_steps", 5, "--device", "cpu", "--resume"]
+            words += ["--tracker", "none"]
             return [sys.executable, "train.py", *map(str, words)]
 
         checkpoints = [f"-{epoch:03d}.pt" for epoch in range(3)]

@@ -41,6 +41,8 @@ def load_pictures(path):
         references.captions.setdefault(key, []).append(caption["caption"])
         ids.setdefault(key, caption["image_id"])
         rows.setdefault(key, caption["clip_embedding"])
+        if isinstance(caption.get("file_name"), str):
+            references.file_names[key] = caption["file_name"]
         if name_domain(caption.get("domain")):
             references.domains[key] = name_domain(caption["domain"])
     return Pictures(references, ids, rows, features)

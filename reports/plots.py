@@ -25,29 +25,42 @@ def _save(figure, path, dpi):
 
 
 def plot_training(lines, title, path):
-    """Draw loss (nats a token) and learning rate over optimiser steps.
+    """Draw loss (nats a token) and learning rate over optimiser steps; below, where there are any, CIDEr and grounding gap.
 
-    lines: list of dicts with step, loss and lr, or with step and val_loss; path: where the picture goes.
+    lines: list of dicts with step, loss and lr, or with step and val_loss, maybe val_cider and val_gap; path: where the picture goes.
     """
-    validated = [line for line in lines if "val_loss" in line]
-    lines = [line for line in lines if "loss" in line]
-    figure = _figure(figsize=(8, 4.5))
-    axes = figure.subplots()
-    steps = [line["step"] for line in lines]
-    mark = {"marker": "o", "markersize": 3} if len(lines) < 30 else {}
-    (loss,) = axes.plot(steps, [line["loss"] for line in lines], color="tab:blue", label="loss", **mark)
-    curves = [loss]
-    if validated:
-        steps_validated, losses = [line["step"] for line in validated], [line["val_loss"] for line in validated]
-        curves += axes.plot(steps_validated, losses, color="tab:green", marker="o", markersize=4, label="validation loss")
+    panels = [(name, label, color) for name, label, color in PANELS if any(name in line for line in lines)]
+    figure = _figure(figsize=(8, 4.5 + 2 * len(panels)))
+    axes, *more = figure.subplots(1 + len(panels), sharex=True, squeeze=False, height_ratios=[4.5, *[2] * len(panels)])[:, 0]
+    curves = _draw_curve(axes, lines, "loss", color="tab:blue", label="loss")
+    curves += _draw_curve(axes, lines, "val_loss", color="tab:green", label="validation loss")
     rate_axes = axes.twinx()
-    (rate,) = rate_axes.plot(steps, [line["lr"] for line in lines], color="tab:orange", linestyle="--", label="learning rate")
-    axes.set(xlabel="optimiser step", ylabel="loss (nats a token)", title=title)
+    curves += _draw_curve(rate_axes, lines, "lr", color="tab:orange", linestyle="--", label="learning rate", marker=None)
+    axes.set(ylabel="loss (nats a token)", title=title.replace("$", r"\$"))
     axes.grid(alpha=0.3)
     rate_axes.set_ylabel("learning rate")
     rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    axes.legend(handles=[*curves, rate], loc="upper right")
+    axes.legend(handles=curves, loc="upper right")
+    for below, (name, label, color) in zip(more, panels):
+        _draw_curve(below, lines, name, color=color)
+        below.set_ylabel(label)
+        below.set_ylim(bottom=min(0, below.get_ylim()[0]))
+        below.grid(alpha=0.3)
+    figure.axes[len(panels)].set_xlabel("optimiser step")
     _save(figure, path, dpi=120)
+
+
+# Curves of validation that have a panel of their own: name in the log, label, colour.
+PANELS = (("val_cider", "CIDEr (sample)", "tab:purple"), ("val_gap", "grounding gap\n(nats a token)", "tab:red"))
+
+
+def _draw_curve(axes, lines, name, **style):
+    """Draw one figure of the log where it stands → the curve in a list, an empty one where it stands nowhere."""
+    points = [(line["step"], line[name]) for line in lines if name in line]
+    if not points:
+        return []
+    mark = {"marker": "o", "markersize": 3} if len(points) < 30 or name.startswith("val_") else {}
+    return axes.plot(*zip(*points), **{**mark, **style})
 
 
 def plot_captions(images, captions, path, columns=4):

@@ -25,6 +25,7 @@ class References:
     captions: dict  # → list of str
     split: str | None = None
     domains: dict = dataclasses.field(default_factory=dict)  # → one of the values of DOMAINS; nocaps only
+    file_names: dict = dataclasses.field(default_factory=dict)  # → name of the picture or sound, where known
 
 
 @dataclasses.dataclass
@@ -141,12 +142,14 @@ def read_references(path):
         captions.setdefault(image_key(row["image_id"]), []).append(row["caption"])
     if not captions:
         raise UserError(f"{path} holds no caption; expected {what}.")
-    domains = {}
+    domains, file_names = {}, {}
     for image in content.get("images") if isinstance(content.get("images"), list) else []:
         if isinstance(image, dict) and name_domain(image.get("domain")):
             domains[image_key(image.get("id"))] = name_domain(image["domain"])
+        if isinstance(image, dict) and isinstance(image.get("file_name"), str):
+            file_names[image_key(image.get("id"))] = image["file_name"]
     split = re.search(r"train|val|test", Path(path).stem)
-    return References(captions, split[0] if split else None, domains)
+    return References(captions, split[0] if split else None, domains, file_names)
 
 
 def _read_clotho(path):
@@ -155,9 +158,10 @@ def _read_clotho(path):
     columns = [name for name in rows.fieldnames or [] if re.fullmatch(r"caption_\d+", name or "")]
     if "file_name" not in (rows.fieldnames or []) or not columns:
         raise UserError(f"{path} has the columns {list_some(rows.fieldnames or [])}; expected {what}.")
-    captions = {}
+    captions, file_names = {}, {}
     for row in rows:
         key = image_key(row["file_name"])
+        file_names[key] = row["file_name"]
         if key in captions:
             raise UserError(f"{path} has {row['file_name']} more than once; expected one row for each sound. Keep one.")
         captions[key] = [row[name] for name in columns if row[name]]
@@ -165,7 +169,7 @@ def _read_clotho(path):
     if not captions:
         raise UserError(f"{path} holds no caption; expected {what}.")
     split = re.search(r"development|validation|evaluation", Path(path).stem)
-    return References(captions, split[0] if split else None)
+    return References(captions, split[0] if split else None, file_names=file_names)
 
 
 def _kind(content):

@@ -73,14 +73,14 @@ def _plain(value):
     return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
-def write_scores(path, about, scored, systems, keys, sources, comparison, made_by, best=None):
+def write_scores(path, about, scored, systems, keys, sources, comparison, made_by, best=None, references=None):
     """Write scores.json and, beside it, {stem}.predictions.json; of a second set "other" and {stem}.predictions.2.json.
 
     about, scored, sources: as print_scores takes them; systems: list of dicts of key → Prediction; keys: the order of the images;
     comparison: what reports.statistics.compare gave, or None; made_by: what reports.origin.describe_origin gave;
-    best: None, or (name, list of lists of float): each image's best score among its captions.
-    Predictions are in COCO's result format, with more keys: score and ended where known, captions where there are several, and the
-    image's own scores under "metrics".
+    best: None, or (name, list of lists of float): each image's best score among its captions; references: References, or None.
+    Predictions are in COCO's result format, with more keys: file_name, score and ended where known, captions where there are several,
+    references, and the image's own scores under "metrics".
     """
     path = Path(path)
     blocks = []
@@ -105,6 +105,9 @@ def write_scores(path, about, scored, systems, keys, sources, comparison, made_b
                 row |= {"score": round(prediction.scores[0], ROUNDED), "ended": prediction.ended[0]}
             if len(prediction.captions) > 1:
                 row["captions"] = prediction.captions
+            if references:
+                row |= {"file_name": references.file_names[key]} if key in references.file_names else {}
+                row["references"] = references.captions[key]
             row["metrics"] = {name: round(float(metric.per_image[place]), ROUNDED) for name, metric in one.metrics.items()}
             rows.append(row)
         write_json(beside, rows)

@@ -28,7 +28,7 @@ def java_is_here():
 def tokenize(texts):
     """list of captions → list of str, words separated by single spaces; by the Penn Treebank's rules where Java is here, else plainly."""
     texts = [text.translate(LINE_ENDS).encode("utf-8", "replace").decode() for text in texts]
-    return _tokenize_ptb(texts) if java_is_here() else [_tokenize_plain(text) for text in texts]
+    return _tokenize_ptb(texts) if java_is_here() else tokenize_plain(texts)
 
 
 def _tokenize_ptb(texts):
@@ -50,5 +50,6 @@ def _tokenize_ptb(texts):
     return [" ".join(word for word in line.rstrip().split(" ") if word not in left_out) for line in lines]
 
 
-def _tokenize_plain(text):
-    return " ".join(re.findall(r"\w+(?:[-'’.]\w+)*|[^\w\s.,:;!?'\"`…()\[\]{}-]", text.lower()))
+def tokenize_plain(texts):
+    """list of captions → list of str, words separated by single spaces: lower case, split at punctuation, which is left out."""
+    return [" ".join(re.findall(r"\w+(?:[-'’.]\w+)*|[^\w\s.,:;!?'\"`…()\[\]{}-]", text.lower())) for text in texts]

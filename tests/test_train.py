@@ -49,7 +49,7 @@ def test_what_a_run_writes(data, tiny_gpt2, capsys):
     said = capsys.readouterr().out
     names = sorted(path.name for path in data.parent.joinpath("out").iterdir())
     assert names == ["coco_prefix-000.pt", "coco_prefix-002.pt", "coco_prefix.json", "coco_prefix_metrics.jsonl", "coco_prefix_metrics.png",
-                     "coco_prefix_state.pt"]  # fmt: skip
+                     "coco_prefix_state.pt", "coco_prefix_tensorboard"]  # fmt: skip
     lines = [json.loads(line) for line in open("out/coco_prefix_metrics.jsonl")]
     assert [line["step"] for line in lines] == list(range(1, 16)) and {line["epoch"] for line in lines} == {0, 1, 2}
     assert set(lines[0]) == {"step", "epoch", "loss", "lr", "captions_per_s"}
@@ -101,10 +101,10 @@ def finished(data, tiny_gpt2):
 
 
 def test_resuming_a_finished_run_changes_nothing(finished, tiny_gpt2, capsys):
-    before = {path: path.read_bytes() for path in finished.parent.joinpath("out").iterdir()}
+    before = {path: path.read_bytes() for path in finished.parent.joinpath("out").rglob("*") if path.is_file()}
     run(tiny_gpt2, "--epochs", 1, "--resume")
     assert "nothing to do" in capsys.readouterr().out
-    assert before == {path: path.read_bytes() for path in finished.parent.joinpath("out").iterdir()}
+    assert before == {path: path.read_bytes() for path in finished.parent.joinpath("out").rglob("*") if path.is_file()}
 
 
 def test_resuming_nothing_starts_anew_and_says_so(data, tiny_gpt2, capsys):

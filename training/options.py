@@ -26,7 +26,7 @@ def build_parser(description):
     parser = Parser(prog="train.py", description=description)
     group = parser.add_argument_group("data and output")
     group.add_argument("--data", nargs="+", default=["./data/coco/oscar_split_train.pkl"], help="feature file(s) from a parse script")
-    group.add_argument("--val_data", nargs="+", help="feature file(s) to validate on after each epoch; {prefix}_best.pt is the best epoch")
+    group.add_argument("--val_data", nargs="+", help="feature file(s) to validate on; {prefix}_best.pt holds the best weights")
     group.add_argument("--out_dir", default="./checkpoints", help="folder for everything this run writes")
     group.add_argument("--prefix", default="coco_prefix", help="stem of the names of its files")
     group.add_argument("--save_every", type=int, default=1, help="epochs between numbered checkpoints (default 1)")
@@ -34,6 +34,13 @@ def build_parser(description):
     group.add_argument("--keep_last", type=int, help="keep this many numbered checkpoints, the latest (default all)")
     group.add_argument("--save_full", action="store_true", help="write a frozen GPT-2 into the checkpoints too, as published")
     group.add_argument("--log_every", type=int, default=50, help="steps between lines of the metrics file (default 50)")
+    group.add_argument("--tracker", choices=("tensorboard", "wandb", "none"), default="tensorboard", help="where else to log to")
+
+    group = parser.add_argument_group("validation", "on --val_data")
+    group.add_argument("--val_every", type=int, metavar="STEPS", help="optimiser steps between validations (default: after each epoch)")
+    group.add_argument("--val_captions", type=int, default=200, help="images to caption at each, for CIDEr (default 200; 0: none)")
+    group.add_argument("--best_by", choices=("loss", "cider"), default="loss", help="what makes {prefix}_best.pt the best (default loss)")
+    group.add_argument("--patience", type=int, help="stop after this many validations without a better one (default never)")
 
     group = parser.add_argument_group("model")
     group.add_argument("--prefix_length", type=int, default=10, help="P, tokens of the prefix (default 10)")
@@ -70,7 +77,6 @@ def build_parser(description):
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=int, default=10)
     group.add_argument("--max_steps", type=int, help="stop after this many optimiser steps; the learning rate ends there too")
-    group.add_argument("--patience", type=int, help="stop after this many epochs without a better --val_data loss (default never)")
     group.add_argument("--bs", type=int, default=40, help="captions an optimiser step, over all processes (default 40)")
     group.add_argument("--lr", type=float, default=2e-5, help="peak learning rate (default 2e-5)")
     group.add_argument("--mapper_lr", type=float, help="peak learning rate of the mapper (default --lr)")
@@ -108,6 +114,7 @@ def parse_options(argv, description):
     if options.warmup_steps is None:
         options.warmup_steps = WARMUP_STEPS
     at_least = {"accumulate": 1, "keep_last": 1, "patience": 1, "warmup_steps": 0, "max_steps": 0, "seed": 0, "log_every": 1}
+    at_least |= {"val_every": 1, "val_captions": 0}
     at_least |= {"prefix_length": 1, "prefix_length_clip": 1, "num_layers": 1, "epochs": 1, "bs": 1, "save_every": 1, "save_steps": 1}
     for name, least in at_least.items():
         value = getattr(options, name)
@@ -134,8 +141,11 @@ def parse_options(argv, description):
         parser.error(f"--mapper_heads is {options.mapper_heads}; expected at least 1")
     if not 0 <= options.mapper_dropout < 1:
         parser.error(f"--mapper_dropout is {options.mapper_dropout}; expected 0 or more and less than 1")
-    if options.patience and not options.val_data:
-        parser.error("--patience needs --val_data, the captions whose loss is watched")
+    asked = [f"--{name}" for name in ("patience", "val_every") if getattr(options, name)] + ["--best_by"] * (options.best_by != "loss")
+    if asked and not options.val_data:
+        parser.error(f"{asked[0]} needs --val_data, the captions that are watched")
+    if options.best_by == "cider" and not options.val_captions:
+        parser.error("--best_by cider needs captions to score; take --val_captions above 0")
     if not options.prefix or "/" in options.prefix:
         parser.error(f"--prefix is {options.prefix!r}; expected the stem of a file name; the folder is --out_dir")
     return options

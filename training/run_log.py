@@ -1,7 +1,6 @@
-"""The run's log: one JSON line a logging interval, and a picture of loss and learning rate."""
+"""The run's log: one JSON line a logging interval and a validation, sample captions, and a picture of the curves."""
 
 import json
-import math
 import time
 from pathlib import Path
 
@@ -11,31 +10,37 @@ SECONDS_BETWEEN_PICTURES = 30
 
 
 class RunLog:
-    """Writes {run_name}_metrics.jsonl and {run_name}_metrics.png.
+    """Writes {run_name}_metrics.jsonl, {run_name}_metrics.png and {run_name}_samples.jsonl.
 
-    A line holds step (optimiser steps done), epoch, loss (nats a token, mean over the interval), lr and captions_per_s of the interval;
-    or, after an epoch, val_loss and val_perplexity. On resuming at `start_step` later lines are cut off. Raises UserError when the folder
-    cannot be written.
+    A line of metrics holds step (optimiser steps done), epoch, loss (nats a token, mean over the interval), lr and captions_per_s of the
+    interval; or, of a validation, figures whose names begin with val_. A line of samples is a row of training.sampling. On resuming at
+    `start_step` later lines of both are cut off. Raises UserError when the folder cannot be written.
     """
 
     def __init__(self, out_dir, run_name, start_step=0):
         self.path = Path(out_dir) / f"{run_name}_metrics.jsonl"
+        self.samples = Path(out_dir) / f"{run_name}_samples.jsonl"
         self.picture = self.path.with_suffix(".png")
         self.title = run_name
         self.drawn = time.monotonic()
+        self.track = lambda line: None  # what else is told of each line (training.tracking)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            kept = [line for line in self._lines() if line["step"] <= start_step] if start_step else []
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            for path in (self.path, self.samples):
+                kept = [line for line in self._lines(path) if line["step"] <= start_step] if start_step else []
+                if kept or path == self.path:
+                    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+                else:
+                    path.unlink(missing_ok=True)  # samples are there where something was validated
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}. Give another --out_dir.") from error
         self._begin()
 
-    def _lines(self):
-        if not self.path.exists():
+    def _lines(self, path):
+        if not path.exists():
             return []
         lines = []
-        for text in self.path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_text(encoding="utf-8").splitlines():
             try:
                 lines.append(json.loads(text))
             except ValueError:
@@ -45,11 +50,17 @@ class RunLog:
     def _begin(self):
         self.loss_sum, self.tokens, self.captions, self.started = 0.0, 0, 0, time.perf_counter()
 
-    def write_validation(self, step, epoch, loss):
-        """Write a line with val_loss (nats a token) and val_perplexity."""
-        line = {"step": step, "epoch": epoch, "val_loss": loss, "val_perplexity": math.exp(min(loss, 700))}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    def write_validation(self, step, epoch, figures, samples):
+        """Write the figures of a validation as a line, and the rows of its sample captions."""
+        line = {"step": step, "epoch": epoch, **figures}
+        self._append(self.path, [line])
+        if samples:
+            self._append(self.samples, [{"step": step, "epoch": epoch, **row} for row in samples])
+        self.track(line)
+
+    def _append(self, path, lines):
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def count(self, loss_sum, tokens, captions):
         """Add one optimiser step: its sum of losses in nats, tokens and captions (scalar tensors are read only when a line is written)."""
@@ -66,8 +77,8 @@ class RunLog:
             "lr": lr,
             "captions_per_s": round(self.captions / (time.perf_counter() - self.started), 2),
         }
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._append(self.path, [line])
+        self.track(line)
         self._begin()
         return line
 
@@ -77,7 +88,7 @@ class RunLog:
 
         if not finished and time.monotonic() - self.drawn < SECONDS_BETWEEN_PICTURES:
             return
-        lines = self._lines()
+        lines = self._lines(self.path)
         if lines:
             plot_training(lines, self.title, self.picture)
         self.drawn = time.monotonic()

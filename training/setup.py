@@ -1,5 +1,6 @@
 """The model a run trains, and what is said and written about the run before it begins."""
 
+import shlex
 import sys
 
 from common import UserError
@@ -134,14 +135,18 @@ def describe_run(model, data, options, total_steps, precision, device, say):
         )
 
 
-def describe_origin(options, features, digest):
-    """What goes into the config file beside the weights: arguments, versions, seed, data and its digest → dict of plain values."""
+def describe_origin(options, features, digest, argv=None):
+    """What goes into the config file beside the weights: command, arguments, versions, seed, data and its digest → dict of plain values.
+
+    argv: the words after the script's name; None takes the program's own.
+    """
     import accelerate
     import torch
     import transformers
 
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
     return {
+        "command": shlex.join(["python", "train.py", *map(str, sys.argv[1:] if argv is None else argv)]),
         "arguments": {name: value for name, value in vars(options).items() if name != "resume"},
         "versions": {**versions, "accelerate": accelerate.__version__},
         "seed": options.seed,

@@ -1,0 +1,234 @@
+"""One page that shows a run: settings, curves, scores, its best and worst captions, samples while training, and how it was made.
+
+  python -m reports.run ./coco_train/                                            # writes ./coco_train/coco_prefix_report.html
+  python -m reports.run ./coco_train/ --images data/coco/val2014/ --out report.html
+  python -m reports.run ./coco_train/ --scores ./elsewhere/scores.json
+
+Scores are those that evaluate.py --out wrote: every .json in OUT_DIR that holds scores, or --scores. Pictures are found in --images by
+the names or ids of the images; for a sound, a picture of the same stem (its spectrogram). The page holds all it shows, asks no network
+for anything and runs nothing.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from common import Parser, UserError, one_line_errors, replace_file
+
+from . import page
+from .pictures import PictureFolders, data_uri, picture_uri
+
+SHOWN = 8  # best captions, and worst ones
+METRICS = "_metrics.jsonl"
+INTERVAL = "95 % interval"
+
+
+def find_run(out_dir, prefix):
+    """The stem of the run's files in a folder → str. Raises UserError when there is none, or several to choose from."""
+    out_dir = Path(out_dir)
+    if not out_dir.is_dir():
+        raise UserError(f"no folder {out_dir}; expected the --out_dir of train.py.")
+    stems = sorted(path.name.removesuffix(METRICS) for path in out_dir.glob(f"*{METRICS}"))
+    if prefix is not None:
+        if prefix not in stems:
+            raise UserError(f"{out_dir} has no run {prefix!r}; it has {', '.join(stems) or 'none'}. Give one of these as --prefix.")
+        return prefix
+    if not stems:
+        raise UserError(f"{out_dir} holds no *{METRICS}; expected the --out_dir of train.py.")
+    if len(stems) > 1:
+        raise UserError(f"{out_dir} holds {len(stems)} runs: {', '.join(stems)}. Choose one with --prefix.")
+    return stems[0]
+
+
+def read_json(path):
+    """A JSON file → its content. Raises UserError where it is none."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no file {path}. Check the path.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}).") from error
+
+
+def read_lines(path):
+    """The lines of a .jsonl file → list of dicts; what a running job has not finished writing is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def find_scores(out_dir, given):
+    """Score files → list of (path, content): those given, or those in the folder. Raises UserError when a given one is something else."""
+    found = []
+    for path in map(Path, given) if given else sorted(Path(out_dir).glob("*.json")):
+        content = read_json(path) if given or path.stat().st_size else None
+        if isinstance(content, dict) and isinstance(content.get("scores"), dict) and "predictions_file" in content:
+            found.append((path, content))
+        elif given:
+            raise UserError(f"{path} holds no scores; expected what evaluate.py --out writes.")
+    return found
+
+
+def draw_curves(lines, title):
+    """The curves of a run as a picture that the page holds."""
+    from .plots import plot_training
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "curves.svg"
+        plot_training(lines, title, path)
+        return page.image(data_uri(path.read_bytes(), "image/svg+xml"), "loss, learning rate and validation over steps", "curves")
+
+
+def show_settings(config):
+    """What the model is, and what the command asked for."""
+    model, made_by = config.get("model", {}), config.get("made_by", {})
+    plain = [[name, _plain(value)] for name, value in model.items() if name not in ("gpt_config", "base")]
+    arguments = [[f"--{name}", _plain(value)] for name, value in made_by.get("arguments", {}).items() if value not in (None, [], False)]
+    return page.table(None, plain) + page.folded("every option", page.table(None, arguments))
+
+
+def show_progress(lines):
+    """The last losses and the validations, in words and in a table."""
+    losses, validated = ([line for line in lines if name in line] for name in ("loss", "val_loss"))
+    parts = []
+    if losses:
+        last = losses[-1]
+        parts.append(page.paragraph(f"Step {last['step']:,}, epoch {last['epoch']}: loss {last['loss']:.4f} nats a token."))
+    if validated:
+        names = {"val_loss": "loss", "val_gap": "grounding gap", "val_cider": "CIDEr (sample)", "val_distinct": "distinct"}
+        names["val_ended"] = "ended"
+        rows = [[f"{line['step']:,}", line["epoch"], *(_figure(line.get(name)) for name in names)] for line in validated]
+        parts.append(page.folded(f"{len(rows)} validations", page.table(["step", "epoch", *names.values()], rows)))
+        if validated[-1].get("val_collapse"):
+            parts.append(page.paragraph(f"The captions hardly depend on their images: {validated[-1]['val_collapse']}.", "warning"))
+    return "".join(parts)
+
+
+def show_scores(path, content, folders):
+    """One score file: its table, and its best and worst captions."""
+    intervals = content.get("intervals", {})
+    between = {name: " … ".join(f"{100 * end:.2f}" for end in ends) for name, ends in intervals.items()}
+    rows = [[name, f"{100 * value:.2f}", between.get(name, "")] for name, value in content["scores"].items()]
+    variety = [[name.replace("_", " "), _figure(value)] for name, value in content.get("captions", {}).items()]
+    about = f"{content.get('images', '?')} images, split {content.get('split') or 'not named'}, words by {content.get('tokeniser')}"
+    parts = [page.paragraph(f"{about}; {content.get('predictions')} against {content.get('references')}.")]
+    parts += [page.table(["score × 100", "", INTERVAL], rows), page.folded("what the captions are like", page.table(None, variety))]
+    for domain, values in content.get("domains", {}).items():
+        parts.append(page.paragraph(f"{domain}: " + ", ".join(f"{name} {_figure(value)}" for name, value in values.items())))
+    beside = path.with_name(Path(str(content["predictions_file"])).name)
+    if beside.is_file():
+        parts.append(show_extremes(read_json(beside), folders))
+    else:
+        parts.append(page.paragraph(f"{beside.name} is not beside {path.name}: its captions cannot be shown.", "note"))
+    return page.section(f"Scores: {path.name}", *parts)
+
+
+def show_extremes(rows, folders):
+    """The best and the worst captions by CIDEr (else by the first score there is), with pictures where they are found."""
+    rows = [row for row in rows if row.get("metrics")]
+    if not rows:
+        return ""
+    metric = "CIDEr" if "CIDEr" in rows[0]["metrics"] else next(iter(rows[0]["metrics"]))
+    ordered = sorted(rows, key=lambda row: -row["metrics"].get(metric, 0))
+    count = min(SHOWN, (len(ordered) + 1) // 2)
+    parts, pictured = [], 0
+    for title, some in (("Best", ordered[:count]), ("Worst", ordered[count:][-count:][::-1])):
+        shown = []
+        for row in some:
+            where = folders.find(row["image_id"], row.get("file_name"))
+            uri = picture_uri(where) if where else None
+            pictured += uri is not None
+            shown.append({**row, "uri": uri, "note": f"{metric} {100 * row['metrics'][metric]:.1f}"})
+        parts += [f"<h3>{title} captions by {page.text(metric)}</h3>", page.cards(shown)] if shown else []
+    if not pictured:
+        parts.append(page.paragraph("No pictures: give the folder they are in with --images.", "note"))
+    return "".join(parts)
+
+
+def show_samples(samples, folders):
+    """The sample captions of the last validation, and folded up those of the earlier ones."""
+    steps = sorted({row["step"] for row in samples})
+    if not steps:
+        return ""
+
+    def rows_of(step):
+        return [row for row in samples if row["step"] == step]
+
+    last = []
+    for row in rows_of(steps[-1]):
+        where = folders.find(row["image_id"], row.get("file_name"))
+        uri = picture_uri(where) if where else None
+        last.append({**row, "references": [row["reference"]], "uri": uri, "note": f"CIDEr {100 * row['cider']:.1f}"})
+    headings = ["image", "reference", "caption"]
+    earlier = [
+        page.folded(f"step {step:,}", page.table(headings, [[row["image_id"], row["reference"], row["caption"]] for row in rows_of(step)]))
+        for step in steps[:-1]
+    ]
+    return page.paragraph(f"After step {steps[-1]:,}, greedily:") + page.cards(last) + page.folded("earlier ones", "".join(earlier))
+
+
+def show_origin(config, scores):
+    """Commands, seeds, versions and digests of the run and of its scores."""
+    made = [("train.py", config.get("made_by", {})), *((path.name, content.get("made_by", {})) for path, content in scores)]
+    parts = []
+    for title, one in made:
+        rows = [["seed", one["seed"]]] if "seed" in one else []
+        rows += [[name, _plain(value)] for name, value in one.get("versions", {}).items()]
+        data = one.get("data", {})
+        rows += [["data", ", ".join(map(str, data.get("files", []))) + f" (digest {data.get('digest')})"]] if data else []
+        rows += [[f"SHA-256 of {name}", value] for name, value in one.get("sha256", {}).items()]
+        if one:
+            parts += [f"<h3>{page.text(title)}</h3>", page.code(one["command"]) if "command" in one else "", page.table(None, rows)]
+    return "".join(parts)
+
+
+def _plain(value):
+    return value if isinstance(value, (str, int, float)) else json.dumps(value, ensure_ascii=False)
+
+
+def _figure(value):
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def build_report(out_dir, prefix=None, scores=(), images=()):
+    """The report of a run → HTML. out_dir, prefix, scores, images: as the options. Raises UserError when something is not there."""
+    out_dir, stem, folders = Path(out_dir), find_run(out_dir, prefix), PictureFolders(images)
+    found = find_scores(out_dir, scores)
+    lines, samples = read_lines(out_dir / f"{stem}{METRICS}"), read_lines(out_dir / f"{stem}_samples.jsonl")
+    path = out_dir / f"{stem}.json"
+    config = read_json(path) if path.is_file() else {}
+    parts = [page.section("Training", draw_curves(lines, stem) if lines else page.paragraph("No step yet."), show_progress(lines))]
+    parts += [show_scores(path, content, folders) for path, content in found]
+    if not found:
+        how = f"python evaluate.py --data val.pkl --checkpoint {out_dir / stem}_best.pt --out {out_dir / 'scores.json'}"
+        parts.append(page.section("Scores", page.paragraph("None yet. This makes them:"), page.code(how)))
+    parts.append(page.section("Captions while training", show_samples(samples, folders)))
+    parts.append(page.section("Settings", show_settings(config)))
+    parts.append(page.section("How it was made", show_origin(config, found)))
+    return page.page(f"{stem} in {out_dir}", parts)
+
+
+@one_line_errors
+def main(argv=None):
+    parser = Parser(prog="python -m reports.run", description=__doc__)
+    parser.add_argument("out_dir", metavar="OUT_DIR", help="the --out_dir of train.py")
+    parser.add_argument("--prefix", help="which run, where the folder holds several: the --prefix of train.py")
+    parser.add_argument("--out", help="the page to write (default {prefix}_report.html in OUT_DIR)")
+    parser.add_argument("--scores", nargs="+", default=[], metavar="FILE", help="what evaluate.py --out wrote (default: those in OUT_DIR)")
+    parser.add_argument("--images", nargs="+", default=[], metavar="FOLDER", help="where the pictures are")
+    options = parser.parse_args(argv)
+    out = options.out or Path(options.out_dir) / f"{find_run(options.out_dir, options.prefix)}_report.html"
+    content = build_report(options.out_dir, options.prefix, options.scores, options.images)
+    with replace_file(out) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+    print(f"wrote {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
