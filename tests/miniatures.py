@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import torch
-import weight_files
 
 import tiny
+import weight_files
 
 WIDTH, HEADS = 16, 2  # of the language models
 PREFIX = 10  # of the published MLP weights

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-import weight_files
 from PIL import Image
 
 import predict
 import tiny
 import train
+import weight_files
 from common import UserError
 from models import checkpoints
 from models.checkpoints import load_checkpoint

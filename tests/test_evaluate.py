@@ -3,9 +3,9 @@
 import csv
 
 import pytest
-from evaluating import FAST, read, refuse, run, stand_in_tower, write, write_coco
 
 import predict
+from evaluating import FAST, read, refuse, run, stand_in_tower, write, write_coco
 from reports import tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")

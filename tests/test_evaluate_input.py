@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from evaluating import FAST, read, refuse, run, write, write_coco
 
 

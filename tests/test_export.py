@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-import weight_files
 from safetensors.torch import load_file
 
 import published
 import tiny
+import weight_files
 from models.captioner import CaptionConfig, ClipCaptionModel
 from models.checkpoints import config_path, load_checkpoint, save_checkpoint, save_config
 from models.decoding import generate

@@ -10,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import miniatures
 import pytest
 
+import miniatures
 import tiny
 import tiny_towers
 

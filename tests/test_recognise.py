@@ -5,10 +5,10 @@ import re
 
 import pytest
 import torch
-import weight_files
 
 import published
 import tiny
+import weight_files
 from common import UserError
 from models import checkpoints
 from models.checkpoints import load_checkpoint

@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from evaluating import write, write_coco
 from PIL import Image
 
 import evaluate
 import tiny
+from evaluating import write, write_coco
 from reports import page
 from reports.pictures import PictureFolders, picture_uri
 from reports.run import main

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from evaluating import read, stand_in_tower
 
 import predict
+from evaluating import read, stand_in_tower
 from prediction.rerank import rerank
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,10 +6,10 @@ import pickle
 import shlex
 from pathlib import Path
 
-import miniatures
 import pytest
 import torch
 
+import miniatures
 import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-import weight_files
 
 import tiny
 import train
+import weight_files
 from models.checkpoints import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
