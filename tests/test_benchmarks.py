@@ -42,14 +42,28 @@ def test_both_sides_learn_the_same(variant, sampling):
     captions = work.caption_set(TINY)
     model = work.build_captioner(variant, TINY.clip[0], **TINY.gpt, **no_dropout)
     theirs = work.published_training(work.build_published(model, **TINY.gpt, **no_dropout), variant)
+    for module in (*model.modules(), *theirs.model.modules()):
+        if isinstance(module, torch.nn.Dropout):  # of the adapters
+            module.p = 0.0
     ours = Training(model, captions)
     for numbers in plan_epoch(captions.caption_rows, TINY.step_captions, sampling):
         loss = theirs.step(captions.embedding_of(numbers), captions.lists(numbers))
         assert abs(loss - ours.step(numbers)) < 1e-4
     for name, parameter in theirs.model.named_parameters():
         assert torch.allclose(parameter, model.state_dict()[name], atol=2e-5), name
+    if variant == "lora":
+        adapters = [parameter for parameter in theirs.trained if parameter.dim() == 2 and work.LORA["rank"] in parameter.shape]
+        assert len(adapters) == 2 * 4 * TINY.gpt["n_layer"], "c_attn, c_fc, and a c_proj in attention and MLP"
     gradients = [parameter.grad for parameter in theirs.model.gpt.parameters()]
     assert all(gradient is not None for gradient in gradients) == (variant == "transformer"), "the published code keeps GPT-2's gradients"
+
+
+def test_slow_rows_get_fewer_rounds_on_a_cpu_unless_told(context):
+    assert context.rounds() == context.rounds(slow=True) == 1
+    context.repeats = None
+    assert (context.rounds(), context.rounds(slow=True)) == (3, 2)
+    context.device = "cuda"
+    assert context.rounds(slow=True) == 3
 
 
 def test_lengths_are_those_of_coco():
