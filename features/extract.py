@@ -26,7 +26,9 @@ from pathlib import Path
 from common import UserError, replace_file
 
 from .directory import check_replaceable, is_directory_name
-from .loading import encode_views, make_loader
+from .embeddings import MappedEmbeddings
+from .gathered import CaptionRows
+from .loading import Pictures, encode_batch, make_loader
 from .pieces import Pieces, fingerprint
 from .store import save_features
 
@@ -66,16 +68,20 @@ def merge_records(records):
     → records, blank captions dropped, images dropped because no caption was left
     Raises UserError when one image_id stands for two pictures.
     """
-    images, captions = {}, {}
+    images = {}
     for record in records:
         key = str(record.image_id)
         first = images.setdefault(key, record)
         if first.image != record.image:
             raise UserError(f"image_id {key} stands for two pictures, {_shown(first)} and {_shown(record)}. Give each picture its own id.")
-        captions.setdefault(key, []).extend(record.captions)
-    kept = {key: [caption for caption in every if caption["caption"].strip()] for key, every in captions.items()}
-    blank = sum(len(captions[key]) - len(kept[key]) for key in captions)
-    merged = [record._replace(captions=kept[key]) for key, record in images.items() if kept[key]]
+        if first is not record:
+            images[key] = first._replace(captions=[*first.captions, *record.captions])
+    merged, blank = [], 0
+    for record in images.values():  # of millions, few have anything to leave out: those stay the objects they are
+        kept = [caption for caption in record.captions if caption["caption"].strip()]
+        blank += len(record.captions) - len(kept)
+        if kept:
+            merged.append(record if len(kept) == len(record.captions) else record._replace(captions=kept))
     return merged, blank, len(images) - len(merged)
 
 
@@ -103,8 +109,6 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
     Raises UserError when `out` cannot be written, when images are missing, or when too many cannot be read (then the list of them is
     written, the feature file is not).
     """
-    import torch
-
     out = Path(out)
     _check_writable(out)
     # On a CPU smaller batches stay in its caches. Records of many views, sounds, are encoded view by view anyway.
@@ -123,14 +127,11 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
         print(f"stopped: {pieces.images} of {len(records)} {things} are kept in {pieces.folder}; run again to go on.", file=sys.stderr)
         raise SystemExit(130) from None
     seconds = max(time.monotonic() - started, 1e-6)
-    rows, numbers, skipped = pieces.read_all()
+    parts, numbers, skipped = pieces.gather()
     _write_skipped(out, records, skipped, missing)
     if len(skipped) > allowed or not len(numbers):
         raise UserError(_too_many(out, records, skipped, allowed, things))
-    kept = [records[number] for number in numbers]
-    captions = [_caption_row(record, caption, row) for row, record in enumerate(kept) for caption in record.captions]
-    for number, caption in enumerate(captions):
-        caption.setdefault("id", number)
+    captions = CaptionRows(records, numbers)
     counts = {"skipped": len(skipped) + len(missing), "blank_captions": blank, "images_without_caption": captionless}
     meta = {
         "encoder": encoder.name,
@@ -144,7 +145,7 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
     }
     if hasattr(encoder, "audio"):
         meta["audio"] = encoder.audio
-    save_features(out, torch.from_numpy(rows), captions, meta)
+    save_features(out, MappedEmbeddings(parts), captions, meta)
     pieces.write() if keep_pieces else pieces.remove()
     notes = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
     if counts["skipped"]:
@@ -185,19 +186,15 @@ def _check_writable(out):
 
 def _encode_into(pieces, records, encoder, batch_size, num_workers, allowed, save_seconds):
     """Encode what `pieces` does not hold yet, batch by batch; stops early when more than `allowed` cannot be read."""
-    import torch
     from tqdm import tqdm
 
     batches = [range(start, min(start + batch_size, len(records))) for start in range(0, len(records), batch_size)]
-    loader = make_loader(_Pictures(records, encoder.preprocess), batches[pieces.batches :], encoder, batch_size, num_workers)
+    pictures = Pictures([record.image for record in records], encoder.preprocess)
+    loader = make_loader(pictures, batches[pieces.batches :], encoder, batch_size, num_workers)
     skipped = pieces.skipped
-    many_views = getattr(encoder, "many_views", False)
     with tqdm(total=len(records), initial=pieces.images, unit=f" {_things(encoder)}", disable=None, dynamic_ncols=True) as bar:
         for numbers, batch, unread in loader:
-            rows = None
-            if numbers:
-                rows = encode_views(encoder, batch) if many_views else encoder.encode(torch.as_tensor(batch)).cpu()
-                rows = rows.numpy()  # [B, D]
+            rows = encode_batch(encoder, batch).numpy() if numbers else None  # [B, D]
             pieces.add(numbers, rows, unread, save_seconds)
             bar.update(len(numbers) + len(unread))
             skipped += len(unread)
@@ -205,33 +202,9 @@ def _encode_into(pieces, records, encoder, batch_size, num_workers, allowed, sav
                 return
 
 
-class _Pictures:
-    """What a loader worker sees: number → (number, preprocessed picture or None, reason it cannot be read or None)."""
-
-    def __init__(self, records, preprocess):
-        self.images = [record.image for record in records]
-        self.preprocess = preprocess
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, number):
-        image = self.images[number]
-        try:
-            return number, self.preprocess(image.read() if hasattr(image, "read") else image), None
-        except (ValueError, OSError) as error:
-            return number, None, str(error)
-
-
 def _things(encoder):
     """What the records of an encoder are, for messages."""
     return "sounds" if getattr(encoder, "modality", "image") == "audio" else "images"
-
-
-def _caption_row(record, caption, row):
-    """A row of the feature file's captions: image_id and caption first, the caller's other keys, the number of its embedding."""
-    named = {"file_name": os.path.basename(record.image)} if _is_path(record.image) else {}
-    return {"image_id": record.image_id, **named, **caption, "clip_embedding": row}
 
 
 def _write_skipped(out, records, skipped, missing):

@@ -20,6 +20,8 @@ import numpy as np
 
 from common import UserError, replace_file
 
+from .gathered import PieceRows
+
 
 def fingerprint(records, encoder, batch_size):
     """Everything that decides the embeddings' bytes → a hexadecimal digest: encoder, weights, batches, and the pictures themselves.
@@ -108,15 +110,20 @@ class Pieces:
         self._pending = []
         self._written = time.monotonic()
 
-    def read_all(self):
-        """→ embeddings [N, D] float32, record numbers [N] as a list, [(number, reason)] of what could not be read."""
-        pieces = []
+    def gather(self):
+        """→ embeddings as a list of parts [n, D] float32, record numbers int64 [N], [(number, reason)] of what could not be read.
+
+        Parts stay in their files, and are read again when they are needed. Raises UserError when one was damaged meanwhile.
+        """
+        parts, numbers, unread = [], [], []
         for path in self._files():
-            piece = _read_piece(path)
-            if piece is None:
-                raise UserError(f"{path} was damaged while this ran. Run the same command again: it makes this piece anew.")
-            pieces.append(piece)
-        return _join(pieces + self._pending)
+            of_piece, rows, skipped = _read_whole(path)
+            parts += [PieceRows(path, rows, lambda path: _read_whole(path)[1])] if len(rows) else []
+            numbers.append(of_piece)
+            unread += [tuple(pair) for pair in skipped]
+        rows, of_piece, skipped = _join(self._pending)
+        parts += [rows] if len(rows) else []
+        return parts, np.concatenate([*numbers, np.array(of_piece, np.int64)]), unread + skipped
 
     def remove(self):
         """Remove the folder: the feature file stands."""
@@ -138,6 +145,14 @@ def _join(batches):
     numbers = [int(number) for numbers, _, _ in batches for number in numbers]
     unread = [tuple(pair) for _, _, unread in batches for pair in unread]
     return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32), numbers, unread
+
+
+def _read_whole(path):
+    """A piece that is needed now → numbers, rows, unread. Raises UserError when it is damaged."""
+    piece = _read_piece(path)
+    if piece is None:
+        raise UserError(f"{path} was damaged while this ran. Run the same command again: it makes this piece anew.")
+    return piece
 
 
 def _read_piece(path):

@@ -120,3 +120,13 @@ def test_a_name_without_suffix_makes_a_folder_of_the_same_features(pictures, enc
     Path("mine/thesis.tex").touch()
     with pytest.raises(UserError, match="holds other things"):
         extract(records, encoder, "mine", source="here")
+
+
+def test_an_extraction_is_the_same_from_pieces_as_from_memory(pictures, encoder):
+    records = [Record(n, path, [{"caption": f"{n} {k}"} for k in range(2)]) for n, path in enumerate(pictures)]
+    for suffix in (".pkl", ""):
+        extract(records, encoder, f"memory{suffix}", source="here", batch_size=2, num_workers=0, save_seconds=1000)
+        extract(records, encoder, f"pieces{suffix}", source="here", batch_size=2, num_workers=0, save_seconds=0)
+    assert Path("pieces.pkl").read_bytes() == Path("memory.pkl").read_bytes()
+    files = sorted(path for path in Path("memory").rglob("*") if path.is_file())
+    assert [path.read_bytes() for path in files] == [(Path("pieces") / path.relative_to("memory")).read_bytes() for path in files]
