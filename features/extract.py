@@ -14,6 +14,7 @@ An image that cannot be read is skipped, counted, and listed in {out}.skipped.cs
 import argparse
 import collections
 import contextlib
+import copy
 import csv
 import math
 import os
@@ -52,6 +53,8 @@ def add_options(parser):
     group.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="for the encoder (default no)")
     group.add_argument("--batch_size", type=whole_number_from_1, metavar="N", help="images encoded together (default 64; 16 on a CPU)")
     group.add_argument("--num_workers", type=whole_number, metavar="N", help="processes that read pictures; 0: none (default by cores)")
+    group.add_argument("--fast_decode", action="store_true",
+                       help="read JPEGs at the smallest scale that the encoder can use: faster, slightly other embeddings")  # fmt: skip
     group.add_argument("--max_skipped", type=number_or_share, default="1%", metavar="N|X%",
                        help="stop when more images cannot be read: a number, or a share, which always allows 10 (default 1%%)")  # fmt: skip
     group.add_argument("--save_seconds", type=float, default=15, metavar="S", help="work lost at most when killed, in seconds (default 15)")
@@ -59,7 +62,7 @@ def add_options(parser):
 
 def extract_options(args):
     """What add_options read, as keyword arguments of extract."""
-    return {name: getattr(args, name) for name in ("batch_size", "num_workers", "max_skipped", "save_seconds")}
+    return {name: getattr(args, name) for name in ("batch_size", "num_workers", "max_skipped", "save_seconds", "fast_decode")}
 
 
 def merge_records(records):
@@ -98,14 +101,14 @@ def check_images(records, max_skipped="1%", things="images"):
 
 
 def extract(records, encoder, out, *, source, split=None, batch_size=None, num_workers=None, max_skipped="1%", save_seconds=15,
-            more_meta=None, keep_pieces=False, missing=()):  # fmt: skip
+            more_meta=None, keep_pieces=False, missing=(), fast_decode=False):  # fmt: skip
     """Encode the records' images and write the feature file `out`. → its meta, with the counts.
 
     records: Records, several of one image allowed; encoder: has name, width, device, preprocess, preprocessing, encode and digest;
     source, split: where the data is from, for the meta; max_skipped: a number, or a share such as "1%" that always allows 10;
     save_seconds: seconds of work between two pieces; more_meta: dict of plain values added to the meta; keep_pieces: leave {out}.pieces
     to the caller, so that the same call later encodes nothing; missing: (image_id, path, reason) of what the caller found gone: listed
-    and counted.
+    and counted; fast_decode: read JPEGs scaled down, which the meta then says.
     Raises UserError when `out` cannot be written, when images are missing, or when too many cannot be read (then the list of them is
     written, the feature file is not).
     """
@@ -113,15 +116,16 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
     _check_writable(out)
     # On a CPU smaller batches stay in its caches. Records of many views, sounds, are encoded view by view anyway.
     batch_size = batch_size or (8 if getattr(encoder, "many_views", False) else 16 if encoder.device.type == "cpu" else 64)
+    preprocess = _fast(encoder) if fast_decode else encoder.preprocess
     records, blank, captionless = merge_records(records)
     things = _things(encoder)
     check_images(records, max_skipped, things)
     allowed = _allowed(max_skipped, len(records))
-    pieces = Pieces(out.with_name(out.name + ".pieces"), fingerprint(records, encoder, batch_size))
+    pieces = Pieces(out.with_name(out.name + ".pieces"), fingerprint(records, encoder, batch_size, fast_decode))
     started, already = time.monotonic(), pieces.images
     try:
         with _sigterm_interrupts():
-            _encode_into(pieces, records, encoder, batch_size, num_workers, allowed, save_seconds)
+            _encode_into(pieces, records, preprocess, encoder, batch_size, num_workers, allowed, save_seconds)
     except KeyboardInterrupt:
         pieces.write()
         print(f"stopped: {pieces.images} of {len(records)} {things} are kept in {pieces.folder}; run again to go on.", file=sys.stderr)
@@ -145,6 +149,8 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
     }
     if hasattr(encoder, "audio"):
         meta["audio"] = encoder.audio
+    if fast_decode:
+        meta["fast_decode"] = True
     save_features(out, MappedEmbeddings(parts), captions, meta)
     pieces.write() if keep_pieces else pieces.remove()
     notes = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
@@ -157,6 +163,15 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
         flush=True,
     )
     return {**meta, "width": encoder.width, "images": len(numbers), "captions": len(captions)}
+
+
+def _fast(encoder):
+    """The encoder's preprocessing, reading JPEGs scaled down. Raises UserError where there is no scale to go by."""
+    if getattr(encoder.preprocess, "short_side", None) is None:
+        raise UserError(f"--fast_decode is for encoders that scale a picture's shorter side and crop, unlike {encoder.name}. Leave it out.")
+    preprocess = copy.copy(encoder.preprocess)
+    preprocess.fast_decode = True
+    return preprocess
 
 
 @contextlib.contextmanager
@@ -184,12 +199,12 @@ def _check_writable(out):
         raise UserError(f"cannot write {out}: {found}. Give another --out, a file name (.pkl) in a folder you may write.")
 
 
-def _encode_into(pieces, records, encoder, batch_size, num_workers, allowed, save_seconds):
+def _encode_into(pieces, records, preprocess, encoder, batch_size, num_workers, allowed, save_seconds):
     """Encode what `pieces` does not hold yet, batch by batch; stops early when more than `allowed` cannot be read."""
     from tqdm import tqdm
 
     batches = [range(start, min(start + batch_size, len(records))) for start in range(0, len(records), batch_size)]
-    pictures = Pictures([record.image for record in records], encoder.preprocess)
+    pictures = Pictures([record.image for record in records], preprocess)
     loader = make_loader(pictures, batches[pieces.batches :], encoder, batch_size, num_workers)
     skipped = pieces.skipped
     with tqdm(total=len(records), initial=pieces.images, unit=f" {_things(encoder)}", disable=None, dynamic_ncols=True) as bar:

@@ -23,7 +23,7 @@ from common import UserError, replace_file
 from .gathered import PieceRows
 
 
-def fingerprint(records, encoder, batch_size):
+def fingerprint(records, encoder, batch_size, fast_decode=False):
     """Everything that decides the embeddings' bytes → a hexadecimal digest: encoder, weights, batches, and the pictures themselves.
 
     Of a picture file count its path, size and time of change; of a picture in memory, its bytes; of one read later, its key.
@@ -32,7 +32,7 @@ def fingerprint(records, encoder, batch_size):
 
     precision = getattr(encoder, "mixed_precision", "no")
     made_by = [encoder.name, encoder.width, encoder.digest(), encoder.preprocessing, precision]
-    what = [*made_by, encoder.device.type, torch.__version__, batch_size]
+    what = [*made_by, encoder.device.type, torch.__version__, batch_size, *(["fast_decode"] if fast_decode else [])]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode())
     for record in records:
         digest.update(f"\0{record.image_id}\0".encode("utf-8", "surrogatepass"))
