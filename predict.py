@@ -17,7 +17,7 @@ from pathlib import Path
 from common import Parser, UserError, one_line_errors
 from prediction.captions import add_decoding_options, caption_all, check_width
 from prediction.clipxgpt import add_clipxgpt_options, find_checkpoints, show_generated
-from prediction.inputs import audio_of, check_names, encode_pictures, find_pictures, image_id_of
+from prediction.inputs import audio_of, captioned_rows, check_names, encode_pictures, find_pictures, image_id_of
 from prediction.outputs import print_captions, write_captions
 from prediction.rerank import caption_and_rerank
 
@@ -45,6 +45,7 @@ def build_parser():
     group = parser.add_argument_group("running")
     group.add_argument("--device", default="auto", help="cuda, mps, cpu or auto (default auto: the best there is)")
     group.add_argument("--batch_size", type=int, default=32, help="images a batch (default 32)")
+    group.add_argument("--num_workers", type=int, metavar="N", help="processes that read pictures; 0: none (default: by cores on a GPU)")
     group.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="of the language model (default no: fp32)")
     return parser
 
@@ -62,6 +63,8 @@ def check_options(parser, options):
         parser.error("--rerank needs several captions an image to choose from; take --decoding beam or sample")
     if options.batch_size < 1:
         parser.error(f"--batch_size is {options.batch_size}; expected at least 1")
+    if options.num_workers is not None and options.num_workers < 0:
+        parser.error(f"--num_workers is {options.num_workers}; expected 0 or more")
 
 
 @one_line_errors
@@ -98,11 +101,9 @@ def main(argv=None):
     skipped = {}
     if options.data:
         features = load_features(options.data)
-        first = {caption["clip_embedding"]: caption for caption in reversed(features.captions)}
-        rows = sorted(first)
-        ids = [first[row]["image_id"] for row in rows]
+        embedding, ids = captioned_rows(features)
         names = [str(image_id) for image_id in ids]
-        embeddings = [features.clip_embedding[rows]] * len(models)
+        embeddings = [embedding] * len(models)
     else:
         encoders = [options.clip_model_type or model.encoder_source or model.config.encoder for model in models]
         if None in encoders:
@@ -115,7 +116,7 @@ def main(argv=None):
             name, spectrogram, pooling = key
             encoder = load_encoder(name, device, pooling="pooled" if spectrogram else pooling)
             encoder = sound_encoder(encoder, spectrogram, pooling) if spectrogram else encoder
-            encoded[key], pictures = encode_pictures(pictures, encoder, options.batch_size, skipped)
+            encoded[key], pictures = encode_pictures(pictures, encoder, options.batch_size, skipped, options.num_workers)
         for path, reason in skipped.items():
             print(f"skipped {path}: {reason}", file=sys.stderr)
         if not pictures:

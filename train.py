@@ -32,6 +32,7 @@ import sys
 from pathlib import Path
 
 from common import UserError, one_line_errors
+from training.compiling import compile_language_model
 from training.data import load_data, load_validation_data, tokenize_data
 from training.interrupt import StopRequest
 from training.optimiser import build_optimizer, learning_rate, parameter_groups, settle_warmup
@@ -99,6 +100,8 @@ def main(argv=None):
     describe_run(model, data, options, total_steps, precision, device, say)
     if options.gradient_checkpointing:
         checkpoint_blocks(model.gpt)
+    if options.compile:
+        compile_language_model(model, device_type)
 
     # Optimiser over trained parameters only.
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -2,7 +2,7 @@
 
     features    each caption's picture read, preprocessed and encoded alone: five captions are five encodings
     training    one row a caption, each with its own prefix, padded to the corpus maximum; logits at every place; AdamW unfused, float32;
-                the gradients of GPT-2 are computed even where only the mapper is trained
+                the gradients of GPT-2 are computed even where only the mapper is trained; adapters are peft's, beside frozen weights
     decoding    one picture at a time; every step reads prefix and caption again from their beginning
 
 B captions of a batch, D width of the embedding, P prefix_length, K clip_length, E language-model width, T tokens, V vocabulary.
@@ -135,8 +135,18 @@ def pad_captions(captions, length, prefix_length):
     return tokens, mask
 
 
+def add_adapters(gpt, rank, alpha, dropout, targets):
+    """Put peft's low-rank adapters beside these layers of GPT-2, and freeze everything else of it."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, fan_in_fan_out=True)
+    inject_adapter_in_model(settings, gpt)
+    for name, parameter in gpt.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+
+
 class PublishedTraining:
-    """The published training step over a model.
+    """The published training step over a model; of a GPT-2 with adapters only they are trained, and the mapper.
 
     length: tokens to which every caption is padded; only_prefix: train the mapper only. GPT-2's gradients are then computed all the same,
     and pile up unused, since only the mapper's are cleared.
@@ -144,7 +154,8 @@ class PublishedTraining:
 
     def __init__(self, model, prefix_length, length, only_prefix):
         self.model, self.prefix_length, self.length = model, prefix_length, length
-        self.trained = list((model.clip_project if only_prefix else model).parameters())
+        whole = model.clip_project if only_prefix else model
+        self.trained = [parameter for parameter in whole.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, foreach=False, fused=False
         )
@@ -152,10 +163,13 @@ class PublishedTraining:
         self.train()
 
     def train(self):
-        """Dropout on in what is trained; a GPT-2 that is not trained stays in eval mode."""
+        """Dropout on in what is trained, adapters included; the weights of a GPT-2 that are not trained stay in eval mode."""
         self.model.train()
-        if self.only_prefix:
+        if self.only_prefix or not all(parameter.requires_grad for parameter in self.model.gpt.parameters()):
             self.model.gpt.eval()
+        for name, module in self.model.gpt.named_modules():
+            if ".lora_" in name:
+                module.train()
 
     def loss(self, clip_embedding, captions):
         """clip_embedding [B, D], one row a caption; captions: B lists of tokens → mean cross-entropy of a token, a scalar tensor."""

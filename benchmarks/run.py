@@ -1,6 +1,6 @@
 """The published recipe and ours, turn and turn about in one process on the same work: ratios, rates, peak memory.
 
-    python -m benchmarks.run                         everything, on the CPU: about eleven minutes on two cores (make bench)
+    python -m benchmarks.run                         everything, on the CPU: about nine minutes on two cores (make bench)
     python -m benchmarks.run --only train --repeats 5
     python -m benchmarks.run --device cuda           the same on a GPU
 
@@ -92,7 +92,8 @@ def build_parser():
     parser = Parser(prog="benchmarks.run", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to measure (default all)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds, each with every side once (default 3)")
+    parser.add_argument("--repeats", type=int, metavar="N",
+                        help="rounds, each with every side once (default 3; on a CPU 2 where a round takes longest)")  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="FOLDER", default=os.environ.get("PREFIXCAP_DATA", "../shared/data"),
                         help="where photographs are, in coco_mini/train2017 (default $PREFIXCAP_DATA); else some are drawn")  # fmt: skip
     parser.add_argument("--out", type=Path, help="result file (default benchmarks/results/{machine}.json)")
@@ -139,7 +140,7 @@ def measure(sections, device, repeats, data, scale=None, say=print):
 def main(argv=None):
     parser = build_parser()
     options = parser.parse_args(argv)
-    if options.repeats < 1:
+    if options.repeats is not None and options.repeats < 1:
         parser.error(f"--repeats is {options.repeats}; expected at least 1")
     if options.device == "cuda":
         import torch

@@ -13,6 +13,7 @@ from benchmarks import memory, work
 
 LOSS_TOLERANCE = 1e-4  # nats a token, float32
 EMBEDDING_TOLERANCE = 1e-4  # of the largest component, float32
+ROUNDS, SLOW_ROUNDS = 3, 2  # unless told; the latter on a CPU for the rows that take longest
 
 
 @dataclasses.dataclass
@@ -21,10 +22,14 @@ class Context:
 
     scale: work.Scale
     device: str
-    repeats: int
+    repeats: int | None  # None: ROUNDS, or SLOW_ROUNDS
     rates: dict
     folder: Path  # for files that need not last
     data: Path  # where photographs may be
+
+    def rounds(self, slow=False):
+        """How many rounds a row gets; slow: whether it is one of those that take longest."""
+        return self.repeats or (SLOW_ROUNDS if slow and self.device == "cpu" else ROUNDS)
 
 
 def take_turns(calls, repeats, device):
@@ -58,6 +63,7 @@ def make_row(key, published, ours, unit, flops, rate, equal):
     seconds = statistics.median(ours)
     return {
         "row": key,
+        "rounds": len(ours),
         "ratio": statistics.median(ratios),
         "lowest": min(ratios),
         "highest": max(ratios),
@@ -74,7 +80,7 @@ def make_row(key, published, ours, unit, flops, rate, equal):
 
 
 def train_rows(context):
-    """Both variants, both samplings, float32 and bf16, against one published step a round (its cost does not depend on the sampling)."""
+    """All variants, both samplings, float32 and bf16, against one published step a round (its cost does not depend on the sampling)."""
     import torch
 
     from benchmarks.ours import Training
@@ -82,19 +88,19 @@ def train_rows(context):
 
     scale = context.scale
     captions = work.caption_set(scale, context.device)
-    rounds = {name: plan_epoch(captions.caption_rows, scale.step_captions, name) for name in ("images", "captions")}
+    drawn = {name: plan_epoch(captions.caption_rows, scale.step_captions, name) for name in ("images", "captions")}
     for variant in work.VARIANTS:
         model = work.build_captioner(variant, scale.clip[0], **scale.gpt).to(context.device)
         theirs = work.published_training(work.build_published(model, **scale.gpt).to(context.device), variant)
         ours = Training(model, captions)
 
         def published(number):
-            numbers = rounds["images"][number % len(rounds["images"])]
+            numbers = drawn["images"][number % len(drawn["images"])]
             theirs.step(captions.embedding_of(numbers), captions.lists(numbers))
 
         differences = {}
-        for sampling, batches in rounds.items():
-            numbers = batches[0][: scale.step_captions // 2]
+        for sampling, batches in drawn.items():
+            numbers = batches[0][: scale.step_captions // 4]
             theirs.model.eval(), model.eval()
             with torch.no_grad():
                 losses = theirs.loss(captions.embedding_of(numbers), captions.lists(numbers)), ours.loss(numbers)
@@ -103,21 +109,23 @@ def train_rows(context):
 
         calls, flops = {"published": published}, {}
         for precision in ("fp32", "bf16"):
-            for sampling in rounds:
-                bf16, batches = precision == "bf16", rounds[sampling]
+            for sampling in drawn:
+                bf16, batches = precision == "bf16", drawn[sampling]
                 name = f"train {variant} {sampling} {precision}"
                 calls[name] = lambda number, bf16=bf16, batches=batches: ours.step(batches[number % len(batches)], bf16)
-        few = rounds["images"][-1][: work.CAPTIONS_AN_IMAGE]  # enough to make the optimiser's state before the first round
+        few = drawn["images"][-1][: work.CAPTIONS_AN_IMAGE]  # enough to make the optimiser's state before the first round
         theirs.step(captions.embedding_of(few), captions.lists(few))
-        for name in list(calls)[1:]:
-            flops[name] = count_flops(lambda: calls[name](context.repeats))
-        seconds = take_turns(calls, context.repeats, context.device)
+        ours.step(few)
+        rounds = context.rounds(slow=variant != "mlp")
+        for sampling in drawn:  # the products are the same in both precisions
+            flops[sampling] = count_flops(lambda: calls[f"train {variant} {sampling} bf16"](rounds))
+        seconds = take_turns(calls, rounds, context.device)
         each = {name: [second / scale.step_captions for second in times] for name, times in seconds.items()}
         for name in list(calls)[1:]:
             sampling, precision = name.split()[2:]
             equal = (differences[sampling] < LOSS_TOLERANCE, f"loss to {differences[sampling]:.0e}") if precision == "fp32" else None
             rate = context.rates[precision]
-            yield make_row(name, each["published"], each[name], "captions", flops[name] / scale.step_captions, rate, equal)
+            yield make_row(name, each["published"], each[name], "captions", flops[sampling] / scale.step_captions, rate, equal)
 
 
 # -- features ------------------------------------------------------------------------------------------------------------
@@ -162,7 +170,7 @@ def feature_rows(context):
         calls[name] = ours
         encode_pictures(encoder, few, 1, context.folder / "ours.pkl")
     encode_captions(theirs, preprocess, records[:2], context.folder / "published.pkl")
-    seconds = take_turns(calls, context.repeats, context.device)
+    seconds = take_turns(calls, context.rounds(), context.device)
     expected = rows["published"][:: work.CAPTIONS_AN_IMAGE]
     difference = ((rows["features fp32"][: len(few)] - expected).abs().max() / expected.abs().max()).item()
     for name in list(calls)[1:]:
@@ -192,7 +200,7 @@ def decode_rows(context):
     embedding = torch.randn(scale.decoded, scale.clip[0], generator=torch.Generator().manual_seed(3)).to(context.device)
     stop = model.stop_token_id
     for decoding, few in (("beam", scale.published_beam), ("greedy", scale.published_greedy)):
-        found, calls, flops = {}, {}, {}
+        found, calls = {}, {}
 
         def published(number):
             found["published"] = []
@@ -213,8 +221,9 @@ def decode_rows(context):
                 found[name] = caption(model, embedding, decoding, scale.beam_size, scale.entry_length)
 
             calls[name] = ours
-            flops[name] = count_flops(lambda: ours(0))
-        seconds = take_turns(calls, context.repeats, context.device)
+        caption(model, embedding[:2], decoding, scale.beam_size, 2)  # both precisions have run before the first round
+        flops = count_flops(lambda: calls[f"{decoding} bf16"](0))
+        seconds = take_turns(calls, context.rounds(slow=decoding == "beam"), context.device)
         for name in list(calls)[1:]:
             precision = name.split()[1]
             same = found[name][:few] == found["published"]
@@ -222,7 +231,7 @@ def decode_rows(context):
             theirs_each = [second / few for second in seconds["published"]]
             ours_each = [second / scale.decoded for second in seconds[name]]
             equal = (same, what) if precision == "fp32" else None
-            yield make_row(name, theirs_each, ours_each, "captions", flops[name] / scale.decoded, context.rates[precision], equal)
+            yield make_row(name, theirs_each, ours_each, "captions", flops / scale.decoded, context.rates[precision], equal)
 
 
 # -- memory --------------------------------------------------------------------------------------------------------------
@@ -230,7 +239,7 @@ def decode_rows(context):
 
 def memory_rows(context):
     """Peak of a training step above the model, each side in a process of its own."""
-    for variant in work.VARIANTS:
+    for variant in ("mlp", "transformer"):
         published = memory.measure("published", variant, False, context.device)
         for precision in ("fp32", "bf16"):
             ours = memory.measure("ours", variant, precision == "bf16", context.device)

@@ -16,9 +16,12 @@ CAPTIONS_AN_IMAGE = 5
 GPT2_VOCABULARY = 50257
 # OpenAI's ViT-B/32: embedding width, picture size, layers, width, patch; then the text tower, which nothing here runs, at its smallest.
 VIT_B_32 = (512, 224, 12, 768, 32, 77, 64, 64, 1, 1)
+# As published for Instagram: every matrix of a block has its adapter.
+LORA = {"rank": 16, "alpha": 16, "dropout": 0.1, "targets": ["c_attn", "c_proj", "c_fc"]}
 VARIANTS = {
     "mlp": {"mapping_type": "mlp", "prefix_length": 10, "tune": "full"},
     "transformer": {"mapping_type": "transformer", "prefix_length": 40, "clip_length": 40, "num_layers": 8, "tune": "mapper"},
+    "lora": {"mapping_type": "mlp", "prefix_length": 10, "tune": "lora", "lora": dict(LORA)},
 }
 
 
@@ -34,7 +37,7 @@ class Scale:
     published_pictures: int = 6  # encoded by the published side, five times each; the time is scaled
     decoded: int = 32  # images captioned by ours, in one batch
     published_beam: int = 2  # captioned by the published side; the time is scaled
-    published_greedy: int = 8
+    published_greedy: int = 4
     beam_size: int = 5
     entry_length: int = 20  # tokens: GPT-2 of random weights does not stop by itself, and a COCO caption has 12 with 99 in 100 below 22
 
@@ -120,14 +123,20 @@ def build_captioner(variant, clip_width=512, tokenizer=None, **sizes):
 
     gpt = build_gpt2(**sizes)
     torch.manual_seed(1)
-    return ClipCaptionModel(CaptionConfig(encoder=None, clip_width=clip_width, **VARIANTS[variant]), gpt, tokenizer)
+    model = ClipCaptionModel(CaptionConfig(encoder=None, clip_width=clip_width, **VARIANTS[variant]), gpt, tokenizer)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:  # zeros at first: adapters that do nothing yet would make no difference to compare
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
 
 
 def build_published(ours, attention="eager", **sizes):
     """The published captioner with the weights of ours. Its attention is transformers' eager one, the only one there was."""
-    from benchmarks.published import PublishedCaptioner
+    from benchmarks.published import PublishedCaptioner, add_adapters
 
     theirs = PublishedCaptioner(build_gpt2(attention, **sizes), ours.config)
+    if ours.config.lora:
+        add_adapters(theirs.gpt, **ours.config.lora)
     theirs.load_state_dict(ours.state_dict())
     return theirs
 

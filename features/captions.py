@@ -166,7 +166,7 @@ class _Texts(collections.abc.Sequence):
 
 
 def rows_of(captions):
-    """The row of each caption, of a list of dicts or LazyCaptions: int64 [C]."""
-    if isinstance(captions, LazyCaptions):
+    """The row of each caption, of a list of dicts or LazyCaptions (or another sequence that knows its rows): int64 [C]."""
+    if hasattr(captions, "rows"):
         return captions.rows
     return np.fromiter((caption["clip_embedding"] for caption in captions), np.int64, len(captions))

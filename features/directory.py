@@ -20,9 +20,9 @@ import numpy as np
 from common import UserError
 
 from .captions import LazyCaptions, PartCaptions, rows_of
-from .embeddings import MappedEmbeddings
+from .embeddings import MappedEmbeddings, blocks
 
-PART_ROWS = 500_000
+PART_ROWS = 100_000
 FLOATS = ("float16", "float32", "float64")
 UNIT_NORM = 0.01  # how far from 1 the norms of normalised float16 embeddings may be
 EXPECTED = "expected img_emb/img_emb_0.npy, metadata/metadata_0.parquet and so on, as clip-retrieval writes them"
@@ -190,14 +190,25 @@ def _write_parts(folder, clip_embedding, captions):
     starts = range(0, len(clip_embedding), PART_ROWS)
     digits = len(str(max(0, len(starts) - 1)))  # so that names sort as numbers do
     for number, start in enumerate(starts):
-        block = clip_embedding[start : start + PART_ROWS]
-        array = block.float().numpy() if str(block.dtype) == "torch.bfloat16" else block.numpy()  # numpy has no bfloat16
-        np.save(folder / "img_emb" / f"img_emb_{number:0{digits}}.npy", array, allow_pickle=False)
-        first, end = np.searchsorted(rows[order], [start, start + len(block)])
-        of_rows = [[] for _ in range(len(block))]
+        stop = min(start + PART_ROWS, len(clip_embedding))
+        _save_array(folder / "img_emb" / f"img_emb_{number:0{digits}}.npy", clip_embedding, start, stop)
+        first, end = np.searchsorted(rows[order], [start, stop])
+        of_rows = [[] for _ in range(stop - start)]
         for one in order[first:end]:
             of_rows[rows[one] - start].append(captions[int(one)])
         pq.write_table(_table(of_rows, whole_ids), folder / "metadata" / f"metadata_{number:0{digits}}.parquet")
+
+
+def _save_array(file, clip_embedding, start, stop):
+    """Write rows start … stop-1 as np.save would, some tens of megabytes at a time."""
+    with open(file, "wb") as opened:
+        for first, block in blocks(clip_embedding, start, stop):
+            array = block.float().numpy() if str(block.dtype) == "torch.bfloat16" else block.numpy()  # numpy has no bfloat16
+            if first == start:
+                shape = (stop - start, *array.shape[1:])
+                header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(opened, header)
+            opened.write(np.ascontiguousarray(array).data)
 
 
 def _table(of_rows, whole_ids):

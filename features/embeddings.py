@@ -80,13 +80,17 @@ class MappedEmbeddings:
         return cls(parts, np.concatenate(rows))
 
 
-def blocks(embeddings):
-    """Go through embeddings of any kind (tensor, array, MappedEmbeddings) → (first row, tensor of some tens of megabytes) at a time."""
+def blocks(embeddings, start=0, stop=None):
+    """Go through embeddings of any kind (tensor, array, MappedEmbeddings) → (first row, tensor of some tens of megabytes) at a time.
+
+    start, stop: rows to begin at and to end before (None: all).
+    """
+    stop = len(embeddings) if stop is None else stop
     row_bytes = max(1, int(np.prod(embeddings.shape[1:]))) * 4
     size = max(1, BLOCK_BYTES // row_bytes)
-    for start in range(0, len(embeddings), size):
-        block = embeddings[start : start + size]
-        yield start, _in_memory(block, slice(None)) if isinstance(block, np.ndarray) else block
+    for first in range(start, stop, size):
+        block = embeddings[first : min(first + size, stop)]
+        yield first, _in_memory(block, slice(None)) if isinstance(block, np.ndarray) else block
 
 
 def byte_view(tensor):

@@ -14,6 +14,7 @@ An image that cannot be read is skipped, counted, and listed in {out}.skipped.cs
 import argparse
 import collections
 import contextlib
+import copy
 import csv
 import math
 import os
@@ -26,7 +27,9 @@ from pathlib import Path
 from common import UserError, replace_file
 
 from .directory import check_replaceable, is_directory_name
-from .loading import encode_views, make_loader
+from .embeddings import MappedEmbeddings
+from .gathered import CaptionRows
+from .loading import Pictures, encode_batch, make_loader
 from .pieces import Pieces, fingerprint
 from .store import save_features
 
@@ -52,6 +55,8 @@ def add_options(parser):
                        help="none: keep every patch token of a picture, every window of a sound, for the transformer mapper")  # fmt: skip
     group.add_argument("--batch_size", type=whole_number_from_1, metavar="N", help="images encoded together (default 64; 16 on a CPU)")
     group.add_argument("--num_workers", type=whole_number, metavar="N", help="processes that read pictures; 0: none (default by cores)")
+    group.add_argument("--fast_decode", action="store_true",
+                       help="read JPEGs at the smallest scale that the encoder can use: faster, slightly other embeddings")  # fmt: skip
     group.add_argument("--max_skipped", type=number_or_share, default="1%", metavar="N|X%",
                        help="stop when more images cannot be read: a number, or a share, which always allows 10 (default 1%%)")  # fmt: skip
     group.add_argument("--save_seconds", type=float, default=15, metavar="S", help="work lost at most when killed, in seconds (default 15)")
@@ -59,7 +64,7 @@ def add_options(parser):
 
 def extract_options(args):
     """What add_options read, as keyword arguments of extract."""
-    return {name: getattr(args, name) for name in ("batch_size", "num_workers", "max_skipped", "save_seconds")}
+    return {name: getattr(args, name) for name in ("batch_size", "num_workers", "max_skipped", "save_seconds", "fast_decode")}
 
 
 def merge_records(records):
@@ -68,16 +73,20 @@ def merge_records(records):
     → records, blank captions dropped, images dropped because no caption was left
     Raises UserError when one image_id stands for two pictures.
     """
-    images, captions = {}, {}
+    images = {}
     for record in records:
         key = str(record.image_id)
         first = images.setdefault(key, record)
         if first.image != record.image:
             raise UserError(f"image_id {key} stands for two pictures, {_shown(first)} and {_shown(record)}. Give each picture its own id.")
-        captions.setdefault(key, []).extend(record.captions)
-    kept = {key: [caption for caption in every if caption["caption"].strip()] for key, every in captions.items()}
-    blank = sum(len(captions[key]) - len(kept[key]) for key in captions)
-    merged = [record._replace(captions=kept[key]) for key, record in images.items() if kept[key]]
+        if first is not record:
+            images[key] = first._replace(captions=[*first.captions, *record.captions])
+    merged, blank = [], 0
+    for record in images.values():  # of millions, few have anything to leave out: those stay the objects they are
+        kept = [caption for caption in record.captions if caption["caption"].strip()]
+        blank += len(record.captions) - len(kept)
+        if kept:
+            merged.append(record if len(kept) == len(record.captions) else record._replace(captions=kept))
     return merged, blank, len(images) - len(merged)
 
 
@@ -94,45 +103,41 @@ def check_images(records, max_skipped="1%", things="images"):
 
 
 def extract(records, encoder, out, *, source, split=None, batch_size=None, num_workers=None, max_skipped="1%", save_seconds=15,
-            more_meta=None, keep_pieces=False, missing=()):  # fmt: skip
+            more_meta=None, keep_pieces=False, missing=(), fast_decode=False):  # fmt: skip
     """Encode the records' images and write the feature file `out`. → its meta, with the counts.
 
     records: Records, several of one image allowed; encoder: has name, width, device, preprocess, preprocessing, encode and digest;
     source, split: where the data is from, for the meta; max_skipped: a number, or a share such as "1%" that always allows 10;
     save_seconds: seconds of work between two pieces; more_meta: dict of plain values added to the meta; keep_pieces: leave {out}.pieces
     to the caller, so that the same call later encodes nothing; missing: (image_id, path, reason) of what the caller found gone: listed
-    and counted.
+    and counted; fast_decode: read JPEGs scaled down, which the meta then says.
     Raises UserError when `out` cannot be written, when images are missing, or when too many cannot be read (then the list of them is
     written, the feature file is not).
     """
-    import torch
-
     out = Path(out)
     _check_writable(out)
     # On a CPU smaller batches stay in its caches. Records of many views, sounds, are encoded view by view anyway.
     batch_size = batch_size or (8 if getattr(encoder, "many_views", False) else 16 if encoder.device.type == "cpu" else 64)
+    preprocess = _fast(encoder) if fast_decode else encoder.preprocess
     records, blank, captionless = merge_records(records)
     things = _things(encoder)
     check_images(records, max_skipped, things)
     allowed = _allowed(max_skipped, len(records))
-    pieces = Pieces(out.with_name(out.name + ".pieces"), fingerprint(records, encoder, batch_size))
+    pieces = Pieces(out.with_name(out.name + ".pieces"), fingerprint(records, encoder, batch_size, fast_decode))
     started, already = time.monotonic(), pieces.images
     try:
         with _sigterm_interrupts():
-            _encode_into(pieces, records, encoder, batch_size, num_workers, allowed, save_seconds)
+            _encode_into(pieces, records, preprocess, encoder, batch_size, num_workers, allowed, save_seconds)
     except KeyboardInterrupt:
         pieces.write()
         print(f"stopped: {pieces.images} of {len(records)} {things} are kept in {pieces.folder}; run again to go on.", file=sys.stderr)
         raise SystemExit(130) from None
     seconds = max(time.monotonic() - started, 1e-6)
-    rows, numbers, skipped = pieces.read_all()
+    parts, numbers, skipped = pieces.gather()
     _write_skipped(out, records, skipped, missing)
     if len(skipped) > allowed or not len(numbers):
         raise UserError(_too_many(out, records, skipped, allowed, things))
-    kept = [records[number] for number in numbers]
-    captions = [_caption_row(record, caption, row) for row, record in enumerate(kept) for caption in record.captions]
-    for number, caption in enumerate(captions):
-        caption.setdefault("id", number)
+    captions = CaptionRows(records, numbers)
     counts = {"skipped": len(skipped) + len(missing), "blank_captions": blank, "images_without_caption": captionless}
     meta = {
         "encoder": encoder.name,
@@ -148,7 +153,9 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
         meta["pooling"] = encoder.pooling
     if hasattr(encoder, "audio"):
         meta["audio"] = encoder.audio
-    save_features(out, torch.from_numpy(rows), captions, meta)
+    if fast_decode:
+        meta["fast_decode"] = True
+    save_features(out, MappedEmbeddings(parts), captions, meta)
     pieces.write() if keep_pieces else pieces.remove()
     notes = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
     if counts["skipped"]:
@@ -160,6 +167,15 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
         flush=True,
     )
     return {**meta, "width": encoder.width, "images": len(numbers), "captions": len(captions)}
+
+
+def _fast(encoder):
+    """The encoder's preprocessing, reading JPEGs scaled down. Raises UserError where there is no scale to go by."""
+    if getattr(encoder.preprocess, "short_side", None) is None:
+        raise UserError(f"--fast_decode is for encoders that scale a picture's shorter side and crop, unlike {encoder.name}. Leave it out.")
+    preprocess = copy.copy(encoder.preprocess)
+    preprocess.fast_decode = True
+    return preprocess
 
 
 @contextlib.contextmanager
@@ -187,21 +203,17 @@ def _check_writable(out):
         raise UserError(f"cannot write {out}: {found}. Give another --out, a file name (.pkl) in a folder you may write.")
 
 
-def _encode_into(pieces, records, encoder, batch_size, num_workers, allowed, save_seconds):
+def _encode_into(pieces, records, preprocess, encoder, batch_size, num_workers, allowed, save_seconds):
     """Encode what `pieces` does not hold yet, batch by batch; stops early when more than `allowed` cannot be read."""
-    import torch
     from tqdm import tqdm
 
     batches = [range(start, min(start + batch_size, len(records))) for start in range(0, len(records), batch_size)]
-    loader = make_loader(_Pictures(records, encoder.preprocess), batches[pieces.batches :], encoder, batch_size, num_workers)
+    pictures = Pictures([record.image for record in records], preprocess)
+    loader = make_loader(pictures, batches[pieces.batches :], encoder, batch_size, num_workers)
     skipped = pieces.skipped
-    many_views = getattr(encoder, "many_views", False)
     with tqdm(total=len(records), initial=pieces.images, unit=f" {_things(encoder)}", disable=None, dynamic_ncols=True) as bar:
         for numbers, batch, unread in loader:
-            rows = None
-            if numbers:
-                rows = encode_views(encoder, batch) if many_views else encoder.encode(torch.as_tensor(batch)).cpu()
-                rows = rows.numpy()  # [B, D], or [B, L, D] without pooling
+            rows = encode_batch(encoder, batch).numpy() if numbers else None  # [B, D], or [B, L, D] without pooling
             pieces.add(numbers, rows, unread, save_seconds)
             bar.update(len(numbers) + len(unread))
             skipped += len(unread)
@@ -209,33 +221,9 @@ def _encode_into(pieces, records, encoder, batch_size, num_workers, allowed, sav
                 return
 
 
-class _Pictures:
-    """What a loader worker sees: number → (number, preprocessed picture or None, reason it cannot be read or None)."""
-
-    def __init__(self, records, preprocess):
-        self.images = [record.image for record in records]
-        self.preprocess = preprocess
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, number):
-        image = self.images[number]
-        try:
-            return number, self.preprocess(image.read() if hasattr(image, "read") else image), None
-        except (ValueError, OSError) as error:
-            return number, None, str(error)
-
-
 def _things(encoder):
     """What the records of an encoder are, for messages."""
     return "sounds" if getattr(encoder, "modality", "image") == "audio" else "images"
-
-
-def _caption_row(record, caption, row):
-    """A row of the feature file's captions: image_id and caption first, the caller's other keys, the number of its embedding."""
-    named = {"file_name": os.path.basename(record.image)} if _is_path(record.image) else {}
-    return {"image_id": record.image_id, **named, **caption, "clip_embedding": row}
 
 
 def _write_skipped(out, records, skipped, missing):

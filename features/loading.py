@@ -38,6 +38,31 @@ def encode_views(encoder, several):
     return torch.nn.utils.rnn.pad_sequence(groups, batch_first=True)  # [B, L, D]
 
 
+def encode_batch(encoder, batch):
+    """Encode what a loader gave (a tensor or array [B, …], or a list of views) → [B, D] on the CPU."""
+    import torch
+
+    return encode_views(encoder, batch) if getattr(encoder, "many_views", False) else encoder.encode(torch.as_tensor(batch)).cpu()
+
+
+class Pictures:
+    """What a loader worker sees: number → (number, preprocessed picture or None, reason it cannot be read or None)."""
+
+    def __init__(self, images, preprocess):
+        """images: what `preprocess` takes, or objects whose read() gives it."""
+        self.images, self.preprocess = images, preprocess
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, number):
+        image = self.images[number]
+        try:
+            return number, self.preprocess(image.read() if hasattr(image, "read") else image), None
+        except (ValueError, OSError) as error:
+            return number, None, str(error)
+
+
 def _stack(items):
     """Items of a batch → numbers read, tensor [B, …] or None, [(number, reason)] of the rest."""
     import torch

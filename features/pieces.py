@@ -20,8 +20,10 @@ import numpy as np
 
 from common import UserError, replace_file
 
+from .gathered import PieceRows, pad_vectors
 
-def fingerprint(records, encoder, batch_size):
+
+def fingerprint(records, encoder, batch_size, fast_decode=False):
     """Everything that decides the embeddings' bytes → a hexadecimal digest: encoder, weights, batches, and the pictures themselves.
 
     Of a picture file count its path, size and time of change; of a picture in memory, its bytes; of one read later, its key.
@@ -30,7 +32,7 @@ def fingerprint(records, encoder, batch_size):
 
     precision = getattr(encoder, "mixed_precision", "no")
     made_by = [encoder.name, encoder.width, encoder.digest(), encoder.preprocessing, precision, getattr(encoder, "pooling", "pooled")]
-    what = [*made_by, encoder.device.type, torch.__version__, batch_size]
+    what = [*made_by, encoder.device.type, torch.__version__, batch_size, *(["fast_decode"] if fast_decode else [])]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode())
     for record in records:
         digest.update(f"\0{record.image_id}\0".encode("utf-8", "surrogatepass"))
@@ -108,15 +110,23 @@ class Pieces:
         self._pending = []
         self._written = time.monotonic()
 
-    def read_all(self):
-        """→ embeddings [N, D] float32, record numbers [N] as a list, [(number, reason)] of what could not be read."""
-        pieces = []
+    def gather(self):
+        """→ embeddings as parts [n, D] (or [n, L, D]) float32, record numbers int64 [N], [(number, reason)] of what could not be read.
+
+        Parts stay in their files, and are read again when they are needed. Raises UserError when one was damaged meanwhile.
+        """
+        parts, numbers, unread = [], [], []
         for path in self._files():
-            piece = _read_piece(path)
-            if piece is None:
-                raise UserError(f"{path} was damaged while this ran. Run the same command again: it makes this piece anew.")
-            pieces.append(piece)
-        return _join(pieces + self._pending)
+            of_piece, rows, skipped = _read_whole(path)
+            parts += [PieceRows(path, rows, lambda path: _read_whole(path)[1])] if len(rows) else []
+            numbers.append(of_piece)
+            unread += [tuple(pair) for pair in skipped]
+        rows, of_piece, skipped = _join(self._pending)
+        parts += [rows] if len(rows) else []
+        if parts and len(parts[0].shape) == 3:
+            most = max(part.shape[1] for part in parts)
+            parts = [part.padded(most) if isinstance(part, PieceRows) else pad_vectors(part, most) for part in parts]
+        return parts, np.concatenate([*numbers, np.array(of_piece, np.int64)]), unread + skipped
 
     def remove(self):
         """Remove the folder: the feature file stands."""
@@ -137,10 +147,18 @@ def _join(batches):
     rows = [rows for numbers, rows, _ in batches if len(numbers)]
     numbers = [int(number) for numbers, _, _ in batches for number in numbers]
     unread = [tuple(pair) for _, _, unread in batches for pair in unread]
-    if rows and rows[0].ndim == 3:  # fewer vectors than others have: zeros stand for none
+    if rows and rows[0].ndim == 3:
         most = max(some.shape[1] for some in rows)
-        rows = [np.pad(some, ((0, 0), (0, most - some.shape[1]), (0, 0))) for some in rows]
+        rows = [pad_vectors(some, most) for some in rows]
     return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32), numbers, unread
+
+
+def _read_whole(path):
+    """A piece that is needed now → numbers, rows, unread. Raises UserError when it is damaged."""
+    piece = _read_piece(path)
+    if piece is None:
+        raise UserError(f"{path} was damaged while this ran. Run the same command again: it makes this piece anew.")
+    return piece
 
 
 def _read_piece(path):

@@ -36,8 +36,9 @@ ENCODERS_IN_NAMES = ("ViT-L/14@336px", "ViT-L/14", "ViT-B/32", "ViT-B/16", "RN50
 def save_features(path, clip_embedding, captions, meta):
     """Write a feature file, or a feature directory where `path` has no suffix; whole or not at all; equal content gives equal bytes.
 
-    clip_embedding: [N, D] or [N, L, D] tensor; captions: list of dicts, each with image_id, caption and clip_embedding (a row below N);
-    meta: dict of plain values (format version, dtype, width and counts are added). A directory holds captions image by image.
+    clip_embedding: [N, D] or [N, L, D] tensor or MappedEmbeddings; captions: sequence of dicts, each with image_id, caption and
+    clip_embedding (a row below N); meta: dict of plain values (format version, dtype, width and counts are added). A directory holds
+    captions image by image, and is written part by part.
     """
     as_directory = is_directory_name(path)
     mapped = isinstance(clip_embedding, MappedEmbeddings)
@@ -56,7 +57,10 @@ def save_features(path, clip_embedding, captions, meta):
         meta["embeddings_per_image"] = int(clip_embedding.shape[1])
     if as_directory:
         return write_directory(path, clip_embedding, captions, meta)
-    clip_embedding = clip_embedding[:] if mapped else clip_embedding.clone()
+    if mapped:
+        clip_embedding = clip_embedding[:]
+    elif clip_embedding.untyped_storage().nbytes() != clip_embedding.nbytes:
+        clip_embedding = clip_embedding.clone()  # of a larger tensor only what is asked for
     # pickle writes an object it has seen before as a reference: equal texts are made one object, so that bytes depend on content alone.
     known = {}
 

@@ -13,10 +13,11 @@ class Preprocess:
         """transform: PIL RGB → tensor; short_side: what it scales a picture's shorter side to, in pixels, before a crop; None: no crop."""
         self.transform = transform
         self.short_side = short_side
+        self.fast_decode = False  # read JPEGs no larger than short_side asks for; needs one
 
     def __call__(self, picture):
         """Raises UnreadableImage when the picture cannot be read."""
-        return self.transform(self._without_far_ends(read_image(picture)))
+        return self.transform(self._without_far_ends(read_image(picture, self.short_side if self.fast_decode else None)))
 
     def _without_far_ends(self, image):
         """Crop an extremely long picture around its middle so that scaling it up stays affordable."""

@@ -8,6 +8,8 @@ from features.audio import SOUND_SUFFIXES, is_sound
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm"}
 
+WORTH_WORKERS = 128  # files: fewer are read before workers have started
+
 
 def check_names(names):
     """Raise UserError for a name that is neither a file nor a folder."""
@@ -61,28 +63,40 @@ def image_id_of(path):
     return int(number[1]) if number else path.stem
 
 
-def encode_pictures(paths, encoder, batch_size, skipped):
+def encode_pictures(paths, encoder, batch_size, skipped, num_workers=None):
     """Encode pictures or sounds → float32 [N, D] tensor ([N, L, D] without pooling) and the paths that could be read.
 
-    The others go to `skipped` with the reason.
+    The others go to `skipped` with the reason. num_workers: processes that read; None: by cores for a GPU that is given WORTH_WORKERS files
+    or more, else none.
     """
     import torch
     from tqdm import tqdm
 
-    from features.loading import encode_views, pad_vectors
+    from features.loading import Pictures, encode_batch, make_loader, pad_vectors
 
-    many_views = getattr(encoder, "many_views", False)
+    if num_workers is None and (encoder.device.type != "cuda" or len(paths) < WORTH_WORKERS):
+        num_workers = 0
+    batches = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
+    loader = make_loader(Pictures(paths, encoder.preprocess), batches, encoder, batch_size, num_workers)
     embeddings, read = [], []
-    for start in tqdm(range(0, len(paths), batch_size), desc="encode", unit="batch", disable=None, leave=False):
-        batch = []
-        for path in paths[start : start + batch_size]:
-            try:
-                batch.append(encoder.preprocess(path))
-                read.append(path)
-            except (ValueError, OSError) as error:
-                skipped[path] = str(error)
-        if batch:
-            embeddings.append(encode_views(encoder, batch) if many_views else encoder.encode(torch.stack(batch)).cpu())
+    for numbers, batch, unread in tqdm(loader, desc="encode", unit="batch", disable=None, leave=False):
+        if numbers:
+            embeddings.append(encode_batch(encoder, batch))
+        read += [paths[number] for number in numbers]
+        skipped.update((paths[number], reason) for number, reason in unread)
     if embeddings and embeddings[0].dim() == 3:
         return pad_vectors(embeddings), read
     return torch.cat(embeddings) if embeddings else torch.empty(0, encoder.width), read
+
+
+def captioned_rows(features):
+    """The images of a feature file that have captions → their embeddings (left in their files, if they lie in a directory), list of ids."""
+    import numpy as np
+
+    from features.embeddings import MappedEmbeddings
+
+    rows, first = np.unique(features.caption_rows, return_index=True)
+    embedding = features.clip_embedding
+    if len(rows) < len(embedding):
+        embedding = embedding.select(rows) if isinstance(embedding, MappedEmbeddings) else embedding[rows]
+    return embedding, [features.captions[int(number)]["image_id"] for number in first]

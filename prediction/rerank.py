@@ -5,6 +5,8 @@ import argparse
 from .captions import caption_all
 from .truth import embed_texts, find_tower
 
+BLOCK = 4096  # embeddings that are projected together
+
 
 def caption_and_rerank(model, embeddings, options, encoder):
     """Caption every embedding and order each image's captions by CLIP similarity → list of lists of (text, score), most similar first.
@@ -25,9 +27,12 @@ def rerank(captions, embeddings, tower, encoder, kept):
     captions: list of N lists of (text, score); embeddings: [N, D]; tower: a TextTower; encoder: its name. Of equally similar ones the
     likelier stays first.
     """
+    import torch
+
     texts = list(dict.fromkeys(text for several in captions for text, _ in several))
     encoded = dict(zip(texts, embed_texts(tower, encoder, texts)))
-    images = tower.project(embeddings.float()).cpu()
+    blocks = (embeddings[start : start + BLOCK] for start in range(0, len(embeddings), BLOCK))  # maybe still in their files
+    images = torch.cat([tower.project(block.float()).cpu() for block in blocks])
     ordered = []
     for image, several in zip(images, captions):
         ordered.append(sorted(several, key=lambda one: -float(encoded[one[0]] @ image))[:kept])

@@ -84,7 +84,7 @@ def load_tower(pictures, name, device):
     name = name or pictures.features.meta.get("encoder")
     if not name:
         raise UserError("the feature file does not name its encoder, whose text tower clipscore wants. Give --clip_model_type.")
-    if pictures.features.clip_embedding.dim() != 2:
+    if pictures.features.clip_embedding.ndim != 2:
         raise UserError("clipscore wants one embedding an image; the feature file holds several. Extract pooled features.")
     return find_tower(name, device, "clipscore"), name
 

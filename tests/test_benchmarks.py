@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from benchmarks import coco_run, memory, rows, run, sections, work
+from benchmarks import coco_run, memory, precision, rows, run, sections, work
 from benchmarks.ours import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,14 +42,28 @@ def test_both_sides_learn_the_same(variant, sampling):
     captions = work.caption_set(TINY)
     model = work.build_captioner(variant, TINY.clip[0], **TINY.gpt, **no_dropout)
     theirs = work.published_training(work.build_published(model, **TINY.gpt, **no_dropout), variant)
+    for module in (*model.modules(), *theirs.model.modules()):
+        if isinstance(module, torch.nn.Dropout):  # of the adapters
+            module.p = 0.0
     ours = Training(model, captions)
     for numbers in plan_epoch(captions.caption_rows, TINY.step_captions, sampling):
         loss = theirs.step(captions.embedding_of(numbers), captions.lists(numbers))
         assert abs(loss - ours.step(numbers)) < 1e-4
     for name, parameter in theirs.model.named_parameters():
         assert torch.allclose(parameter, model.state_dict()[name], atol=2e-5), name
+    if variant == "lora":
+        adapters = [parameter for parameter in theirs.trained if parameter.dim() == 2 and work.LORA["rank"] in parameter.shape]
+        assert len(adapters) == 2 * 4 * TINY.gpt["n_layer"], "c_attn, c_fc, and a c_proj in attention and MLP"
     gradients = [parameter.grad for parameter in theirs.model.gpt.parameters()]
     assert all(gradient is not None for gradient in gradients) == (variant == "transformer"), "the published code keeps GPT-2's gradients"
+
+
+def test_slow_rows_get_fewer_rounds_on_a_cpu_unless_told(context):
+    assert context.rounds() == context.rounds(slow=True) == 1
+    context.repeats = None
+    assert (context.rounds(), context.rounds(slow=True)) == (3, 2)
+    context.device = "cuda"
+    assert context.rounds(slow=True) == 3
 
 
 def test_lengths_are_those_of_coco():
@@ -133,3 +147,24 @@ def test_table_marks_what_is_below_its_floor():
 
 def test_result_file_is_named_after_the_machine():
     assert run.file_name("AMD EPYC, 2 cores") == "amd-epyc-2-cores"
+
+
+def test_precisions_are_near_when_loss_and_true_captions_are():
+    fp32 = {"loss": 0.5, "share_true": 0.95}
+    for bf16, near in (((0.504, 0.94), True), ((0.506, 0.95), False), ((0.494, 0.95), False), ((0.5, 0.92), False)):
+        assert precision.compare({"fp32": fp32, "bf16": dict(zip(fp32, bf16))})["meets"] is near
+
+
+def test_precision_wants_a_demo(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        precision.main(["--folder", str(tmp_path)])
+    assert "Run make demo first" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_precisions_are_compared_on_a_demo(mini_demo, capfd):
+    options = "--prefix_length 4 --bs 20 --epochs 4 --lr 2e-3 --warmup_steps 10 --sampling captions --device cpu"
+    code = precision.main(["--folder", str(mini_demo), "--train_options", options])
+    found = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert code == (0 if found["meets"] else 1)
+    assert 0 < found["fp32"]["loss"] < 3 and found["loss_apart"] < 0.1

@@ -106,7 +106,10 @@ def test_a_tool_that_reads_clip_retrieval_reads_ours(tmp_path, monkeypatch):
     assert [file.name for file in files[::11]] == ["img_emb_00.npy", "img_emb_11.npy"]
     frame = pd.read_parquet(tmp_path / "ours" / "metadata" / "metadata_03.parquet")
     assert (frame.image_path[0], frame.caption[0], list(frame.more_captions[0])) == ("3.jpg", "3 0", ["3 1"])
-    assert np.load(files[3]).shape == (1, 4)
+    array = np.load(files[3])
+    assert array.shape == (1, 4)
+    np.save(tmp_path / "numpy.npy", array)
+    assert files[3].read_bytes() == (tmp_path / "numpy.npy").read_bytes()
     for file in (tmp_path / "ours").rglob("*.*"):
         assert file.read_bytes() == (tmp_path / "again" / file.relative_to(tmp_path / "ours")).read_bytes()
 

@@ -120,3 +120,43 @@ def test_a_name_without_suffix_makes_a_folder_of_the_same_features(pictures, enc
     Path("mine/thesis.tex").touch()
     with pytest.raises(UserError, match="holds other things"):
         extract(records, encoder, "mine", source="here")
+
+
+def test_an_extraction_is_the_same_from_pieces_as_from_memory(pictures, encoder):
+    records = [Record(n, path, [{"caption": f"{n} {k}"} for k in range(2)]) for n, path in enumerate(pictures)]
+    for suffix in (".pkl", ""):
+        extract(records, encoder, f"memory{suffix}", source="here", batch_size=2, num_workers=0, save_seconds=1000)
+        extract(records, encoder, f"pieces{suffix}", source="here", batch_size=2, num_workers=0, save_seconds=0)
+    assert Path("pieces.pkl").read_bytes() == Path("memory.pkl").read_bytes()
+    files = sorted(path for path in Path("memory").rglob("*") if path.is_file())
+    assert [path.read_bytes() for path in files] == [(Path("pieces") / path.relative_to("memory")).read_bytes() for path in files]
+
+
+def test_fast_decoding_is_written_down_and_changes_jpegs_only_and_does_not_mix_with_other_work(workdir, encoder, capsys):
+    from PIL import Image
+
+    noise = torch.randint(0, 256, (30, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    picture = Image.fromarray(noise).resize((1200, 900), Image.Resampling.BICUBIC)
+    records = []
+    for name in ("a.jpg", "b.jpg", "c.png", "d.png"):
+        picture.rotate(90 * len(records)).save(name)
+        records.append(Record(name, name, [{"caption": name}]))
+    options = dict(source="here", batch_size=2, num_workers=0)
+    extract(records, encoder, "plain.pkl", **options)
+    extract(records, encoder, "fast.pkl", **options, fast_decode=True)
+    plain, fast = load_features("plain.pkl"), load_features("fast.pkl")
+    assert fast.meta.pop("fast_decode") is True and fast.meta == plain.meta
+    assert torch.equal(fast.clip_embedding[2:], plain.clip_embedding[2:]) and not torch.equal(fast.clip_embedding, plain.clip_embedding)
+    assert (torch.cosine_similarity(fast.clip_embedding, plain.clip_embedding) > 0.98).all()
+
+    with pytest.raises(SystemExit):
+        extract(records, Stopping(encoder, 1), "resumed.pkl", **options)
+    extract(records, encoder, "resumed.pkl", **options, fast_decode=True)
+    assert "starting anew" in capsys.readouterr().err
+    assert Path("resumed.pkl").read_bytes() == Path("fast.pkl").read_bytes()
+
+
+def test_fast_decoding_wants_an_encoder_that_crops(pictures, encoder):
+    encoder.preprocess.short_side = None
+    with pytest.raises(UserError, match="--fast_decode is for encoders"):
+        extract([Record("a", pictures[0], [{"caption": "x"}])], encoder, "a.pkl", source="here", fast_decode=True)

@@ -20,7 +20,7 @@ ALLOWED = {
     "training": {"models", "features", "reports"},
     "prediction": {"models", "features", "reports"},
     "demo": {"models", "features", "reports"},
-    "benchmarks": {"models", "features", "reports", "training"},
+    "benchmarks": {"models", "features", "reports", "training", "demo"},
 }
 
 

@@ -222,3 +222,10 @@ def test_a_damaged_file_gives_a_picture_or_the_reason(data, at, bytes_put, cut):
 def test_every_format_has_a_reader():
     Image.init()
     assert set(FORMATS) <= set(Image.OPEN)
+
+
+@pytest.mark.parametrize("least, size", [(None, (1200, 900)), (901, (1200, 900)), (450, (600, 450)), (226, (600, 450)), (225, (300, 225))])
+def test_a_jpeg_may_come_out_smaller_but_no_side_below_the_least(tmp_path, least, size):
+    for suffix in ("jpg", "png"):
+        Image.new("RGB", (1200, 900), (200, 10, 10)).save(tmp_path / f"a.{suffix}")
+        assert read_image(tmp_path / f"a.{suffix}", least).size == (size if suffix == "jpg" else (1200, 900))

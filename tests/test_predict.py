@@ -84,6 +84,24 @@ def test_a_feature_file_is_captioned_row_by_row_whatever_the_batch(here):
     assert [json.loads(line)["image_id"] for line in lines[0].splitlines()] == [str(1000 + row) for row in range(len(tiny.CAPTIONS))]
 
 
+def test_a_feature_folder_is_captioned_from_its_files_as_the_file_is(here, monkeypatch):
+    from features.embeddings import MappedEmbeddings
+    from features.store import load_features, save_features
+
+    features = load_features("oscar_split_ViT-B_32_train.pkl")
+    kept = [caption for caption in features.captions if caption["clip_embedding"] != 1]  # a row without a caption is left out
+    for out in ("fewer.pkl", "fewer"):
+        save_features(out, features.clip_embedding, kept, features.meta)
+    most, plain = [], MappedEmbeddings.__getitem__
+    monkeypatch.setattr(MappedEmbeddings, "__getitem__", lambda self, index: (most.append(len(plain(self, index))), plain(self, index))[1])
+    found = []
+    for out in ("fewer.pkl", "fewer"):
+        run("-C", TUNED, "--data", out, "--out", "fewer.jsonl", "--batch_size", 2)
+        found.append([json.loads(line) for line in open("fewer.jsonl", encoding="utf-8")])
+    assert found[0] == found[1] and len(found[0]) == len(tiny.CAPTIONS) - 1
+    assert most[-4:] == [2, 2, 2, 1], "a batch at a time"
+
+
 def test_sampling_does_not_depend_on_the_batch_size(here):
     for size in (2, 8):
         words = ["--decoding", "sample", "--temperature", "2", "--seed", "3", "--num_captions", "2"]
@@ -131,6 +149,8 @@ def test_a_picture_that_cannot_be_read_is_skipped_and_named(here, capsys):
     run("-C", TUNED, "mixed", "--out", "mixed.csv")
     assert len(list(csv.DictReader(open("mixed.csv")))) == 1
     assert "skipped mixed/bad.jpg" in capsys.readouterr().err
+    run("-C", TUNED, "mixed", "--out", "workers.csv", "--num_workers", 2, "--batch_size", 1)
+    assert open("workers.csv").read() == open("mixed.csv").read() and "skipped mixed/bad.jpg" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words, message", [
@@ -152,6 +172,7 @@ def test_a_picture_that_cannot_be_read_is_skipped_and_named(here, capsys):
     (["-C", TUNED, "photos", "--out", "results.json/captions.csv"], "cannot write"),
     (["-C", TUNED, "photos", "--device", "tpu"], "no device tpu here"),
     (["-C", TUNED, "photos", "--batch_size", "0"], "--batch_size is 0"),
+    (["-C", TUNED, "photos", "--num_workers", "-1"], "--num_workers is -1"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_exit_code_2(here, capsys, words, message):
     if "narrow.pkl" in words:
