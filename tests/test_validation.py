@@ -57,32 +57,34 @@ def test_every_figure_is_written_and_samples_are_shown(data, tiny_gpt2, capsys):
 
 
 def test_training_never_notices_validation(data, tiny_gpt2):
-    """Dropout on: with and without validation the same bits; stopped anywhere and resumed, the same again, log and samples included."""
-    import training.state
+    """Dropout on: with and without validation the same bits; stopped twice and resumed, the same again, log and samples included."""
+    from training.run_log import RunLog
 
-    more = ("--epochs", 3, "--save_steps", 3)
+    more = ("--epochs", 3)
     validating = (*more, "--val_data", "val.pkl", "--val_every", 3, "--best_by", "cider", "--val_captions", 3)
     assert train.main(words(tiny_gpt2, *more, "--prefix", "without")) == 0
     assert train.main(words(tiny_gpt2, *validating, "--prefix", "whole")) == 0
-    saved, calls = training.state.save_state, []
+    again = words(tiny_gpt2, *validating, "--prefix", "halves", "--tracker", "tensorboard", "--resume")
+    write = RunLog.write
+    for last in (7, 10):  # two steps and a validation after the resume points of steps 4 and 8
 
-    def save_then_die(*arguments):
-        saved(*arguments)
-        calls.append(arguments[3])
-        if calls[-1] in (3, 8):
-            raise KeyboardInterrupt
+        def write_then_die(self, step, epoch, lr, last=last):
+            line = write(self, step, epoch, lr)
+            if step == last:
+                raise KeyboardInterrupt
+            return line
 
-    for _ in range(2):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-            patch.setattr(training.state, "save_state", save_then_die)
-            train.main(words(tiny_gpt2, *validating, "--prefix", "halves", "--tracker", "tensorboard", "--resume"))
-    assert train.main(words(tiny_gpt2, *validating, "--prefix", "halves", "--tracker", "tensorboard", "--resume")) == 0
-    assert calls == [3, 4, 6, 8]
+            patch.setattr(RunLog, "write", write_then_die)
+            train.main(again)
+    assert [line["step"] for line in validated("halves")] == [3, 6, 9]
+    assert train.main(again) == 0
     files = [Path(f"out/{name}-002.pt").read_bytes() for name in ("without", "whole", "halves")]
     assert files[0] == files[1] == files[2]
     assert validated("whole") == validated("halves") and log("whole", "samples") == log("halves", "samples")
     assert Path("out/whole_best.pt").read_bytes() == Path("out/halves_best.pt").read_bytes()
     assert [event.step for event in events("halves").Scalars("training/loss")] == list(range(1, 13))
+    assert [event.step for event in events("halves").Scalars("validation/cider")] == [3, 6, 9, 12]
 
 
 def test_the_draws_of_a_base_captioner_are_not_noticed_either(data, tiny_gpt2):
