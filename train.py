@@ -245,7 +245,8 @@ def main(argv=None):
         return stop.exit_code
     if best.is_out_of_patience:
         unit = "validations" if options.val_every else "epochs"
-        say(f"stopped early: {best.epochs_since} {unit} without a better {'loss' if best.by == 'loss' else 'CIDEr'} than {best.value:.4f}")
+        record = f"{best.value:.4f}" if best.by == "loss" else f"{100 * best.value:.1f}"
+        say(f"stopped early: {best.epochs_since} {unit} without a better validation {best.by} than {record}")
     last = checkpoint_path("_best" if val_data else f"-{epoch:03d}")
     say(f"done: {step:,} steps; wrote {last}")
     encoder = "" if config.encoder else " --clip_model_type ENCODER"

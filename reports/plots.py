@@ -51,12 +51,13 @@ def plot_training(lines, title, path):
 
 
 # Curves of validation that have a panel of their own: name in the log, label, colour.
-PANELS = (("val_cider", "CIDEr (sample)", "tab:purple"), ("val_gap", "grounding gap\n(nats a token)", "tab:red"))
+PANELS = (("val_cider", "CIDEr × 100\n(sample)", "tab:purple"), ("val_gap", "grounding gap\n(nats a token)", "tab:red"))
 
 
 def _draw_curve(axes, lines, name, **style):
     """Draw one figure of the log where it stands → the curve in a list, an empty one where it stands nowhere."""
-    points = [(line["step"], line[name]) for line in lines if name in line]
+    scale = 100 if name == "val_cider" else 1
+    points = [(line["step"], scale * line[name]) for line in lines if name in line]
     if not points:
         return []
     mark = {"marker": "o", "markersize": 3} if len(points) < 30 or name.startswith("val_") else {}

@@ -100,9 +100,10 @@ def show_progress(lines):
         last = losses[-1]
         parts.append(page.paragraph(f"Step {last['step']:,}, epoch {last['epoch']}: loss {last['loss']:.4f} nats a token."))
     if validated:
-        names = {"val_loss": "loss", "val_gap": "grounding gap", "val_cider": "CIDEr (sample)", "val_distinct": "distinct"}
+        names = {"val_loss": "loss", "val_gap": "grounding gap", "val_cider": "CIDEr × 100 (sample)", "val_distinct": "distinct"}
         names["val_ended"] = "ended"
-        rows = [[f"{line['step']:,}", line["epoch"], *(_figure(line.get(name)) for name in names)] for line in validated]
+        shown = [line | ({"val_cider": 100 * line["val_cider"]} if "val_cider" in line else {}) for line in validated]
+        rows = [[f"{line['step']:,}", line["epoch"], *(_figure(line.get(name)) for name in names)] for line in shown]
         parts.append(page.folded(f"{len(rows)} validations", page.table(["step", "epoch", *names.values()], rows)))
         if validated[-1].get("val_collapse"):
             parts.append(page.paragraph(f"The captions hardly depend on their images: {validated[-1]['val_collapse']}.", "warning"))

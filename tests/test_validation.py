@@ -37,6 +37,14 @@ def validated(prefix="coco_prefix"):
     return [line for line in log(prefix) if "val_loss" in line]
 
 
+def events(prefix="coco_prefix"):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(f"out/{prefix}_tensorboard")
+    found.Reload()
+    return found
+
+
 def test_every_figure_is_written_and_samples_are_shown(data, tiny_gpt2, capsys):
     assert train.main(words(tiny_gpt2, "--epochs", 2, "--val_data", "val.pkl", "--val_every", 3)) == 0
     said = capsys.readouterr().out
@@ -49,31 +57,60 @@ def test_every_figure_is_written_and_samples_are_shown(data, tiny_gpt2, capsys):
 
 
 def test_training_never_notices_validation(data, tiny_gpt2):
-    """Dropout on: with and without validation the same bits; stopped anywhere and resumed, the same again, log and samples included."""
-    import training.state
+    """Dropout on: with and without validation the same bits; stopped twice and resumed, the same again, log and samples included."""
+    from training.run_log import RunLog
 
-    more = ("--epochs", 3, "--save_steps", 3)
+    more = ("--epochs", 3)
     validating = (*more, "--val_data", "val.pkl", "--val_every", 3, "--best_by", "cider", "--val_captions", 3)
     assert train.main(words(tiny_gpt2, *more, "--prefix", "without")) == 0
     assert train.main(words(tiny_gpt2, *validating, "--prefix", "whole")) == 0
-    saved, calls = training.state.save_state, []
+    again = words(tiny_gpt2, *validating, "--prefix", "halves", "--tracker", "tensorboard", "--resume")
+    write = RunLog.write
+    for last in (7, 10):  # two steps and a validation after the resume points of steps 4 and 8
 
-    def save_then_die(*arguments):
-        saved(*arguments)
-        calls.append(arguments[3])
-        if calls[-1] in (3, 8):
-            raise KeyboardInterrupt
+        def write_then_die(self, step, epoch, lr, last=last):
+            line = write(self, step, epoch, lr)
+            if step == last:
+                raise KeyboardInterrupt
+            return line
 
-    for _ in range(2):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-            patch.setattr(training.state, "save_state", save_then_die)
-            train.main(words(tiny_gpt2, *validating, "--prefix", "halves", "--resume"))
-    assert train.main(words(tiny_gpt2, *validating, "--prefix", "halves", "--resume")) == 0
-    assert calls == [3, 4, 6, 8]
+            patch.setattr(RunLog, "write", write_then_die)
+            train.main(again)
+    assert [line["step"] for line in validated("halves")] == [3, 6, 9]
+    assert train.main(again) == 0
     files = [Path(f"out/{name}-002.pt").read_bytes() for name in ("without", "whole", "halves")]
     assert files[0] == files[1] == files[2]
     assert validated("whole") == validated("halves") and log("whole", "samples") == log("halves", "samples")
     assert Path("out/whole_best.pt").read_bytes() == Path("out/halves_best.pt").read_bytes()
+    assert [event.step for event in events("halves").Scalars("training/loss")] == list(range(1, 13))
+    assert [event.step for event in events("halves").Scalars("validation/cider")] == [3, 6, 9, 12]
+
+
+def test_the_draws_of_a_base_captioner_are_not_noticed_either(data, tiny_gpt2):
+    """Captioning behind a prompt decodes the base captioner too, which reseeds the generators."""
+    assert train.main(words(tiny_gpt2, "--epochs", 2, "--prefix", "base")) == 0
+    prompted = ("--max_steps", 5, "--prompt", "Say {base} and", "--base_checkpoint", "out/base-001.pt")
+    assert train.main(words(tiny_gpt2, *prompted, "--prefix", "without")) == 0
+    assert train.main(words(tiny_gpt2, *prompted, "--prefix", "with", "--val_data", "val.pkl", "--val_every", 2)) == 0
+    assert Path("out/with-001.pt").read_bytes() == Path("out/without-001.pt").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_validate_as_one(data, tiny_gpt2):
+    import os
+    import subprocess
+    import sys
+
+    more = ["--gpt2_dropout", "0", "--max_steps", "6", "--val_data", "val.pkl", "--val_every", "4", "--best_by", "cider", "--prefix"]
+    assert train.main(words(tiny_gpt2, *more, "one")) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541", train.__file__]
+    done = subprocess.run([*command, *words(tiny_gpt2, *more, "two")], capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    one, two = validated("one"), validated("two")
+    assert [line["step"] for line in one] == [line["step"] for line in two] == [4, 6]
+    for name in ("val_loss", "val_gap", "val_cider", "val_ended"):
+        assert [line[name] for line in one] == pytest.approx([line[name] for line in two], abs=1e-5), name
 
 
 def test_a_validation_due_where_a_run_was_stopped_is_made_up_for(data, tiny_gpt2):
@@ -158,14 +195,10 @@ def test_no_image_is_its_own_other():
 
 
 def test_the_trackers_hold_the_figures(data, tiny_gpt2, capsys, monkeypatch):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     more = ("--max_steps", 2, "--val_data", "val.pkl", "--tracker", "tensorboard")
     assert train.main(words(tiny_gpt2, *more)) == 0
-    events = EventAccumulator("out/coco_prefix_tensorboard")
-    events.Reload()
-    assert {"training/loss", "training/lr", "validation/loss", "validation/cider", "validation/gap"} <= set(events.Tags()["scalars"])
-    [loss] = events.Scalars("validation/loss")
+    assert {"training/loss", "training/lr", "validation/loss", "validation/cider", "validation/gap"} <= set(events().Tags()["scalars"])
+    [loss] = events().Scalars("validation/loss")
     assert loss.step == 2 and loss.value == pytest.approx(validated()[0]["val_loss"], rel=1e-5)
     refused = [("--tracker wandb", "pip install wandb"), ("--val_every 2", "--val_every needs --val_data")]
     refused.append(("--val_data val.pkl --best_by cider --val_captions 0", "--best_by cider needs captions"))

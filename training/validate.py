@@ -113,13 +113,13 @@ def find_collapse(figures, quotes_base=False):
 
 
 def describe_figures(figures):
-    """The figures of a validation in words, without the loss: ", CIDEr 0.912, grounding gap 0.801 nats a token, …"."""
+    """The figures of a validation in words, without the loss: ", grounding gap 0.801 nats a token, CIDEr 91.2, …"."""
     parts = []
     if "val_gap" in figures:
         parts.append(f"grounding gap {figures['val_gap']:.3f} nats a token")
     if "val_cider" in figures:
         count = figures["val_captions"]
-        parts.append(f"CIDEr {figures['val_cider']:.3f}, {figures['val_distinct']} of {count} captions distinct")
+        parts.append(f"CIDEr {100 * figures['val_cider']:.1f}, {figures['val_distinct']} of {count} captions distinct")
         parts.append(f"{figures['val_ended']:.0%} ended by themselves")
     return "".join(f", {part}" for part in parts)
 
