@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from benchmarks import coco_run, memory, precision, rows, run, sections, work
+from benchmarks import coco_run, demo_runs, memory, rows, run, sections, work
 from benchmarks.ours import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,19 +152,24 @@ def test_result_file_is_named_after_the_machine():
 def test_precisions_are_near_when_loss_and_true_captions_are():
     fp32 = {"loss": 0.5, "share_true": 0.95}
     for bf16, near in (((0.504, 0.94), True), ((0.506, 0.95), False), ((0.494, 0.95), False), ((0.5, 0.92), False)):
-        assert precision.compare({"fp32": fp32, "bf16": dict(zip(fp32, bf16))})["meets"] is near
+        assert demo_runs.compare_precisions({"fp32": fp32, "bf16": dict(zip(fp32, bf16))})["meets"] is near
 
 
-def test_precision_wants_a_demo(tmp_path, capsys):
+def test_own_options_take_the_place_of_the_demos():
+    assert demo_runs.options_of("--lr 3e-3 --tune head", "--bs 100 --lr 1e-3 --epochs 3") == "--bs 100 --epochs 3 --lr 3e-3 --tune head"
+    assert demo_runs.options_of("--tune full", "--bs 100 --lr 1e-3") == "--bs 100 --lr 1e-3 --tune full"
+
+
+def test_runs_on_the_demo_want_a_demo(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        precision.main(["--folder", str(tmp_path)])
+        demo_runs.main(["tuning", "--folder", str(tmp_path)])
     assert "Run make demo first" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_precisions_are_compared_on_a_demo(mini_demo, capfd):
     options = "--prefix_length 4 --bs 20 --epochs 4 --lr 2e-3 --warmup_steps 10 --sampling captions --device cpu"
-    code = precision.main(["--folder", str(mini_demo), "--train_options", options])
+    code = demo_runs.main(["precision", "--folder", str(mini_demo), "--train_options", options])
     found = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert code == (0 if found["meets"] else 1)
-    assert 0 < found["fp32"]["loss"] < 3 and found["loss_apart"] < 0.1
+    assert 0 < found["runs"]["fp32"]["loss"] < 3 and found["loss_apart"] < 0.1
