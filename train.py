@@ -11,6 +11,8 @@
   behind a prompt that holds another model's caption of the image:
     python train.py --data train.pkl --out_dir ./posts/ --init_from coco_weights.pt --base_checkpoint coco_weights.pt \\
         --prompt " is a picture of {base} and a social media post would caption it "
+  watched on captions it does not learn from, stopped when their CIDEr no longer rises:
+    python train.py --data train.pkl --val_data val.pkl --out_dir ./coco_train/ --val_every 2000 --best_by cider --patience 5
   a short run on a CPU, to see that everything works:
     python train.py --data train.pkl --out_dir ./try/ --max_steps 20 --warmup_steps 5 --lr 1e-4 --log_every 1
   several GPUs:

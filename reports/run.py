@@ -87,7 +87,7 @@ def draw_curves(lines, title):
 def show_settings(config):
     """What the model is, and what the command asked for."""
     model, made_by = config.get("model", {}), config.get("made_by", {})
-    plain = [[name, _plain(value)] for name, value in model.items() if name not in ("gpt_config", "base")]
+    plain = [[name, _plain(value)] for name, value in model.items() if value is not None and name not in ("gpt_config", "base")]
     arguments = [[f"--{name}", _plain(value)] for name, value in made_by.get("arguments", {}).items() if value not in (None, [], False)]
     return page.table(None, plain) + page.folded("every option", page.table(None, arguments))
 
