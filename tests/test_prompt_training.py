@@ -159,7 +159,7 @@ def test_a_prompted_checkpoint_holds_its_base_and_follows_what_it_says(data, tin
     state = torch.load("out/coco_prefix-001.pt", weights_only=True)
     assert any(name.startswith("original_model.gpt.") for name in state) == (base_tune == "full")
     base = load_checkpoint("out/base-003.pt")
-    for path in data.glob("out/base*"):
+    for path in [*data.glob("out/base*.pt"), *data.glob("out/base*.json")]:
         path.unlink()
     model = load_checkpoint("out/coco_prefix-001.pt")
     assert model.config.prompt == PROMPT and model.config.base["prefix_length"] == P
