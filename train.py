@@ -224,7 +224,6 @@ def main(argv=None):
                     save_checkpoint(captioner, checkpoint_path("_latest"), options.save_full)
                     save_resume_point()
 
-
             if step < epoch_end and not best.is_out_of_patience:
                 break
             if validation_is_due():

@@ -107,6 +107,12 @@ def test_the_probe_sees_packed_prompts_as_plain_ones():
     assert takes_packed_rows(build(), caption_data(texts, rows, [fill_prompt(PROMPT, text) for text in tiny.CAPTIONS[:4]]), 12, print)
 
 
+@pytest.fixture(scope="module")
+def tiny_gpt2(tmp_path_factory):
+    """As everywhere, but with room for what a hardly trained base model has to say."""
+    return tiny.save_gpt2(tmp_path_factory.mktemp("roomy") / "gpt2", positions=512)
+
+
 @pytest.fixture
 def data(workdir, tiny_gpt2):
     """Features of 5 images, and a base model trained on them a little."""
