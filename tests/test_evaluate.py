@@ -71,6 +71,7 @@ def test_equal_runs_write_equal_files(coco, workdir):
     assert written[0] == written[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not tokens.java_is_here(), reason="no Java here")
 def test_without_options_meteor_is_among_the_scores_and_the_table_names_what_they_hang_on(coco, workdir, capsys):
     run("--predictions", "predictions.json", "--references", "captions_val2017.json", "--out", "scores.json")

@@ -22,6 +22,7 @@ ODD = [
     "a man riding a wave p.m.",
 ]  # fmt: skip
 METRICS = ("bleu", "meteor", "rouge", "cider")
+WITHOUT_METEOR = ("bleu", "rouge", "cider")  # whose Java takes many seconds
 
 
 def bleu4(candidates, references):
@@ -77,8 +78,8 @@ def test_predictions_equal_to_a_reference_score_as_the_metrics_define():
     assert all(metric.value == pytest.approx(0, abs=1e-3) for metric in nothing.values())
 
 
-def theirs(candidates, references, meteor):
-    """What pycocoevalcap's own tokeniser and scorers give: dict of name → (score, score of each image)."""
+def theirs(candidates, references, meteor=None):
+    """What pycocoevalcap's own tokeniser and scorers give: dict of name → (score, score of each image); METEOR's if a scorer is given."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
@@ -88,7 +89,8 @@ def theirs(candidates, references, meteor):
     results = PTBTokenizer().tokenize({place: [{"caption": text}] for place, text in enumerate(candidates)})
     scores, per_image = Bleu(4).compute_score(truth, results, verbose=0)
     found = {f"BLEU-{n}": (scores[n - 1], per_image[n - 1]) for n in (1, 2, 3, 4)}
-    for name, scorer in (("METEOR", meteor), ("ROUGE-L", Rouge()), ("CIDEr", Cider())):
+    scorers = {"METEOR": meteor, "ROUGE-L": Rouge(), "CIDEr": Cider()}
+    for name, scorer in scorers.items() if meteor else list(scorers.items())[1:]:
         found[name] = scorer.compute_score(truth, results)
     return found
 
@@ -125,28 +127,29 @@ def meteor():
     scorer.meteor_p.kill()
 
 
-@pytest.fixture(scope="module")
-def scored(shared_data):
-    """120 real images, odd captions among candidates and references → candidates, references, the words of both, and our scores."""
+@pytest.fixture(scope="module", params=[WITHOUT_METEOR, pytest.param(METRICS, marks=pytest.mark.slow)], ids=["quick", "with METEOR"])
+def scored(request, shared_data):
+    """120 real images, odd captions among candidates and references → candidates, references, their METEOR, words of both, our scores."""
     candidates, references = coco(shared_data, 120)
     candidates[5 : 5 + len(ODD)] = ODD
     for place, text in enumerate(ODD, start=40):
         references[place] = [*references[place], text]
     candidates[60] = references[60][0]
     words, truth = ours(candidates, references)
-    return candidates, references, words, truth, metrics.score_captions(words, truth, METRICS)
+    meteor = request.getfixturevalue("meteor") if "meteor" in request.param else None
+    return candidates, references, meteor, words, truth, metrics.score_captions(words, truth, request.param)
 
 
 @needs_java
-def test_every_metric_equals_pycocoevalcaps_on_real_and_odd_captions(scored, meteor):
-    candidates, references, words, truth, found = scored
+def test_every_metric_equals_pycocoevalcaps_on_real_and_odd_captions(scored):
+    candidates, references, meteor, words, truth, found = scored
     assert "" in words and any("|" in one for one in words)
     assert_equal_to_theirs(found, theirs(candidates, references, meteor))
 
 
 @needs_java
-def test_a_subset_scores_as_if_it_stood_alone(scored, meteor):
-    candidates, references, words, truth, found = scored
+def test_a_subset_scores_as_if_it_stood_alone(scored):
+    candidates, references, meteor, words, truth, found = scored
     for places in ([*range(0, 120, 3)], [7], [3, 2, 60, 61]):
         expected = theirs([candidates[place] for place in places], [references[place] for place in places], meteor)
         subset = metrics.score_subset(found, places, words, truth)

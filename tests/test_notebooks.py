@@ -115,6 +115,7 @@ def check_picture_notebook(notebook, demo, sources, grid=slice(None)):
     check_outputs(notebook, load_checkpoint(demo.checkpoint), embeddings, pictures, grid)
 
 
+@pytest.mark.slow
 def test_the_mlp_notebook_shows_what_generate_gives(mini_demo, run_notebook, monkeypatch):
     monkeypatch.setenv("PREFIXCAP_DEMO", str(mini_demo))
     demo = ready.ready_demo(mini_demo)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.sh"))
 NAMES = [path.stem for path in RECIPES]
-LONG = ("tini_tiny",)  # TinyViT has no small form
+LONG = ("tini_tiny", "instagram_full", "instagram_head")  # TinyViT has no small form; the others differ little from those that stay
 FAST = {"RECIPE_SMOKE": "1", "METRICS": "bleu rouge cider", "DATASET": "instagram"}
 # What a recipe calls in place of Python: it hands its words to this process, which has torch loaded, and waits for the exit code.
 STAND_IN = """#!/bin/bash

@@ -70,6 +70,7 @@ def log(name="coco_prefix"):
     return [json.loads(line) for line in open(f"out/{name}_metrics.jsonl")]
 
 
+@pytest.mark.slow
 def test_a_run_killed_and_terminated_ends_in_the_same_bytes(data, tiny_gpt2):
     """SIGKILL at a random moment, then SIGTERM, then once to the end: every numbered checkpoint is that of an undisturbed run."""
     assert train.main(words(tiny_gpt2, "--epochs", 40, "--prefix", "whole", "--save_every", 20)) == 0
