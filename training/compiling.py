@@ -1,5 +1,6 @@
 """--compile: the language model through torch.compile."""
 
+import contextlib
 import os
 import shutil
 
@@ -20,3 +21,12 @@ def compile_language_model(model, device_type):
     if not any(shutil.which(name) for name in wanted):
         raise UserError(f"--compile needs a compiler: {' or '.join(wanted)} is not here. Install one, set {variable}, or leave it out.")
     model.gpt.base_model.compile(dynamic=True)
+
+
+def uncompiled(model):
+    """While this context lasts the language model runs as it is: decoding, whose cache grows by a slot a token, is not worth compiling."""
+    if getattr(model.gpt.base_model, "_compiled_call_impl", None) is None:
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.compiler.set_stance("force_eager")

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .compiling import uncompiled
+
 SHOWN = 6  # sample captions in the table
 BATCH = 50  # images decoded at once
 TOKENISER = "plain tokeniser: set beside other validations, not beside published scores"
@@ -39,9 +41,10 @@ class CaptionSample:
         from reports.tokens import tokenize_plain
 
         decoded = []
-        for start in range(0, len(self.embeddings), BATCH):
-            chunk = self.embeddings[start : start + BATCH].float()
-            decoded += [several[0] for several in generate(model, chunk, "greedy", return_ended=True, seed=0)]
+        with uncompiled(model):
+            for start in range(0, len(self.embeddings), BATCH):
+                chunk = self.embeddings[start : start + BATCH].float()
+                decoded += [several[0] for several in generate(model, chunk, "greedy", return_ended=True, seed=0)]
         texts = [text for text, _, _ in decoded]
         words = tokenize_plain(texts)
         cider = score_cider(words, self.references)
