@@ -129,6 +129,8 @@ def fetch(address, target, size=None, md5=None, unpacked_too=False):
     part = target.with_name(target.name + ".part")
     failure = None
     for pause in (0, *PAUSES):
+        if failure:
+            print(f"{failure}; trying again in {pause} s", file=sys.stderr)
         time.sleep(pause)
         try:
             total = _fetch_on(address, part, size, unpacked_too)
