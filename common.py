@@ -5,11 +5,14 @@ Standard library only, so that a script's --help stays fast.
 
 import argparse
 import contextlib
+import ctypes
 import functools
 import hashlib
 import os
 import sys
 from pathlib import Path
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class UserError(ValueError):
@@ -51,6 +54,22 @@ def one_line_errors(main):
             raise SystemExit(2) from None
 
     return wrapped
+
+
+def keep_freed_memory(device="cpu"):
+    """Have the C library keep the memory that large tensors free, on a CPU, for those that come next.
+
+    By default glibc gives pieces of more than some megabytes back to the system, which hands them out anew, zeroed page by page: a fifth
+    of a training step. At most 512 MiB that nobody uses are kept. Does nothing for another device or under another C library.
+    """
+    if str(device) != "cpu":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, 2**28)
+    mallopt(M_TRIM_THRESHOLD, 2**29)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ its score) or .json (COCO's result format: the best caption of each image_id).
 import sys
 from pathlib import Path
 
-from common import Parser, UserError, one_line_errors
+from common import Parser, UserError, keep_freed_memory, one_line_errors
 from prediction.captions import add_decoding_options, caption_all, check_width
 from prediction.clipxgpt import add_clipxgpt_options, find_checkpoints, show_generated
 from prediction.inputs import audio_of, captioned_rows, check_names, encode_pictures, find_pictures, image_id_of
@@ -86,6 +86,7 @@ def main(argv=None):
     options.checkpoint = find_checkpoints(options.checkpoint, options.size)
     check_names(options.images)
     device = pick_device(options.device)
+    keep_freed_memory(device.type)
     models = [load_checkpoint(path, options.gpt2_type, device) for path in options.checkpoint]
     for model, checkpoint in zip(models, options.checkpoint):
         if model.recognised_as != OURS:

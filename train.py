@@ -33,7 +33,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from common import UserError, one_line_errors
+from common import UserError, keep_freed_memory, one_line_errors
 from training.compiling import compile_language_model
 from training.data import load_data, load_validation_data, tokenize_data
 from training.interrupt import StopRequest
@@ -74,6 +74,7 @@ def main(argv=None):
     check_tracker(options.tracker)
     tracker = None if options.tracker == "none" else options.tracker
     accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision=precision, log_with=tracker, project_dir=options.out_dir)
+    keep_freed_memory(device_type)
     device, processes, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
     say = accelerator.print
     say(f"device: {device}, {processes} process(es); precision: {precision if precision != 'no' else 'fp32'} ({reason})")

@@ -152,7 +152,7 @@ def feature_rows(context):
     if context.device == "cuda":
         pictures = pictures * 25  # enough to fill the batches and the workers
 
-    rows, calls, flops = {}, {}, {}
+    rows, calls = {}, {}
 
     def published(number):
         rows["published"] = encode_captions(theirs, preprocess, records, context.folder / "published.pkl")
@@ -162,7 +162,7 @@ def feature_rows(context):
         name = f"features {precision}"
         encoder = load_encoder(str(weights), context.device, "bf16" if precision == "bf16" else "no")
         encoder.digest = lambda known=encoder.digest(): known
-        flops[name] = count_flops(lambda: encoder.encode(torch.zeros(2, 3, scale.clip[1], scale.clip[1]))) / 2
+        flops = count_flops(lambda: encoder.encode(torch.zeros(2, 3, scale.clip[1], scale.clip[1]))) / 2  # of the last, in bf16
 
         def ours(number, name=name, encoder=encoder):
             rows[name] = encode_pictures(encoder, pictures, work.CAPTIONS_AN_IMAGE, context.folder / "ours.pkl")
@@ -177,7 +177,7 @@ def feature_rows(context):
         theirs_each = [second / len(few) for second in seconds["published"]]
         ours_each = [second / len(pictures) for second in seconds[name]]
         equal = (difference < EMBEDDING_TOLERANCE, f"embeddings to {difference:.0e}") if name.endswith("fp32") else None
-        yield make_row(name, theirs_each, ours_each, "images", flops[name], context.rates[name.split()[1]], equal)
+        yield make_row(name, theirs_each, ours_each, "images", flops, context.rates[name.split()[1]], equal)
 
 
 # -- decoding ------------------------------------------------------------------------------------------------------------

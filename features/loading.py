@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # Windows of sounds that go through an encoder together, whatever the length of a clip.
@@ -84,8 +85,18 @@ def _list_views(items):
     return [number for number, _ in good], [tensor.numpy() for _, tensor in good], unread
 
 
+def _read_in_threads(dataset, batches, threads):
+    """Batches one after the other: all cores read the pictures of one, then are free for the encoder. PIL works outside Python's lock."""
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in batches:
+            yield _stack(list(pool.map(dataset.__getitem__, batch)))
+
+
 def make_loader(dataset, batches, encoder, batch_size, num_workers):
-    """A loader over the given batches of record numbers, in order; its workers read and preprocess, and hold no weights."""
+    """A loader over the given batches of record numbers, in order; its workers read and preprocess, and hold no weights.
+
+    Without workers pictures are read by threads of this process between two encodings, sounds by this process itself.
+    """
     from torch.utils.data import DataLoader
 
     on_gpu = encoder.device.type == "cuda"
@@ -95,6 +106,8 @@ def make_loader(dataset, batches, encoder, batch_size, num_workers):
         # A GPU waits for pictures; a CPU encodes several times slower than one core reads them, and misses a core given to reading.
         num_workers = min(16, cores) if on_gpu else cores // 4
     num_workers = min(num_workers, len(batches))
+    if not num_workers and not many_views:
+        return _read_in_threads(dataset, batches, cores)
     shared_memory = Path("/dev/shm")
     most_bytes = num_workers * 3 * batch_size * 2_000_000  # three batches a worker, pictures of up to 400 x 400 float32
     scarce = shared_memory.is_dir() and shutil.disk_usage(shared_memory).free < most_bytes  # 64 MB in most containers

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import nn
 
+from .linear import use_onednn
 from .loss import caption_loss, cross_entropy
 from .mappers import build_mapper
 from .tuning import apply_tuning, rest_untrained
@@ -74,6 +75,7 @@ class ClipCaptionModel(nn.Module, ModelHubMixin, library_name="prefixcap", pipel
             config.embeddings_per_image,
         )
         apply_tuning(self)
+        use_onednn(self)
 
     def train(self, mode=True):
         """Switch to training; what has no trained parameters stays in eval mode, without dropout."""

@@ -33,7 +33,6 @@ from .towers_timm import TINYVIT, build_timm, build_tinyvit
 __all__ = ["BUILDERS", "CLIP_NAMES", "TINYVIT", "Encoder", "Preprocess", "find_builder", "load_encoder", "pick_device"]
 
 
-
 def _build_clipxgpt(name, pooling):
     from .clipxgpt import build_encoder  # imports torch, without which --help is fast
 
@@ -67,6 +66,7 @@ class Encoder:
     modality: str = "image"  # or "audio"
     pooling: str = "pooled"  # or "none": [B, L, D]
     dtype: str = "float32"  # of what encode gives
+    known_digest: str | None = None  # of the weights as they were read, where they have been rounded since
 
     def encode(self, batch):
         """batch: [B, …] float32, stacked from preprocess, on any device → [B, D] float32 on the encoder's device, without gradient.
@@ -75,14 +75,32 @@ class Encoder:
         """
         import torch
 
-        dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.mixed_precision]
+        dtype = self._low_precision()
         with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             return self.module(batch.to(self.device, non_blocking=True)).float()  # [B, D]
+
+    def round_weights(self):
+        """Round the weights of matrix products to the precision they are multiplied in, once: autocast rounds frozen ones at every call."""
+        from torch import nn
+
+        self.known_digest = self.digest()
+        for layer in self.module.modules():
+            if isinstance(layer, (nn.Linear, nn.MultiheadAttention)):
+                for parameter in layer.parameters(recurse=False):
+                    parameter.data = parameter.data.to(self._low_precision())
+
+    def _low_precision(self):
+        """torch's dtype of the matrix products; None: float32."""
+        import torch
+
+        return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.mixed_precision]
 
     def digest(self):
         """A short name for the weights: SHA-256 over their names and bytes, 16 hexadecimal digits."""
         import numpy as np
 
+        if self.known_digest:
+            return self.known_digest
         digest = hashlib.sha256()
         for name, tensor in sorted(self.module.state_dict().items()):
             digest.update(name.encode())
@@ -99,6 +117,8 @@ def load_encoder(name, device="cpu", mixed_precision="no", pooling="pooled"):
     weights, tokens asked of a tower without any, and weights that are neither here nor within reach (saying what to download and where to
     put it).
     """
+    from .linear import use_onednn  # imports torch, without which --help is fast
+
     name = os.fspath(name)
     if pooling not in POOLINGS:
         raise UserError(f"no pooling {pooling}: expected {' or '.join(POOLINGS)}.")
@@ -106,7 +126,12 @@ def load_encoder(name, device="cpu", mixed_precision="no", pooling="pooled"):
     device = pick_device(device)  # before minutes of loading
     tower = builder(name, pooling)
     module = tower.module.float().eval().requires_grad_(False).to(device)
-    return Encoder(name, tower.width, device, tower.preprocess, tower.preprocessing, module, mixed_precision, tower.modality, pooling)
+    encoder = Encoder(name, tower.width, device, tower.preprocess, tower.preprocessing, module, mixed_precision, tower.modality, pooling)
+    if mixed_precision == "no":
+        use_onednn(module)
+    else:
+        encoder.round_weights()
+    return encoder
 
 
 def find_builder(name):

@@ -13,6 +13,7 @@ Suffixes are ignored: the content says what a file is. Of an animation the first
 import io
 import os
 import struct
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -45,6 +46,34 @@ class UnreadableImage(ValueError):
     """A picture that cannot be read. The message is the reason, without the path."""
 
 
+class _NoWarnings:
+    """Odd EXIF and the like are no news among a hundred thousand pictures; what may be a decompression bomb is an error.
+
+    warnings.catch_warnings for several threads at once, of which the first to come sets the filters and the last to leave restores them.
+    """
+
+    def __init__(self):
+        self.lock, self.inside = threading.Lock(), 0
+
+    def __enter__(self):
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.caught = warnings.catch_warnings()
+                self.caught.__enter__()
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+    def __exit__(self, *_):
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.caught.__exit__(None, None, None)
+
+
+_NO_WARNINGS = _NoWarnings()
+
+
 def read_image(source, least_side=None):
     """Read a picture: a path, the bytes of a file, or a PIL picture → PIL picture, RGB, upright.
 
@@ -56,9 +85,7 @@ def read_image(source, least_side=None):
     """
     if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
         raise TypeError(f"a picture is a path, bytes or a PIL picture, not a {type(source).__name__}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd EXIF and the like: no news among a hundred thousand pictures
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with _NO_WARNINGS:
         try:
             if isinstance(source, Image.Image):
                 return _upright_rgb(source)

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .linear import OneDNNLinear, fast_matmul
+
 CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MiB in float32
 
 
@@ -26,7 +28,7 @@ def caption_loss(output_layer, hidden, labels, reduction="sum"):
     """
     device = hidden.device.type
     is_half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-    if reduction != "sum" or type(output_layer) is not nn.Linear or output_layer.bias is not None or is_half:
+    if reduction != "sum" or type(output_layer) not in (nn.Linear, OneDNNLinear) or output_layer.bias is not None or is_half:
         return cross_entropy(output_layer(hidden), labels, reduction)
     return _ChunkedLoss.apply(hidden, output_layer.weight, labels)
 
@@ -47,7 +49,7 @@ class _ChunkedLoss(torch.autograd.Function):
             step = max(1, CHUNK_ELEMENTS // len(weight))
             for rows in (slice(start, start + step) for start in range(0, len(labels), step)):
                 inputs, target = hidden[rows].to(dtype), labels[rows, None]
-                logits = inputs @ table.T  # [t, V]
+                logits = fast_matmul(inputs, table.T)  # [t, V]
                 logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
                 log_sum = logits.logsumexp(-1, keepdim=True)
                 total += (log_sum - logits.gather(1, target)).sum()
@@ -57,7 +59,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad_logits.scatter_add_(1, target, grad_logits.new_full(target.shape, -1.0))
                 grad_logits = grad_logits.to(dtype)
                 if wants_hidden:
-                    grad_hidden[rows] = grad_logits @ table
+                    grad_hidden[rows] = fast_matmul(grad_logits, table)
                 if wants_weight:
                     if grad_weight.dtype == dtype:
                         grad_weight.addmm_(grad_logits.T, inputs)

@@ -64,6 +64,8 @@ def load_text_tower(name, device="cpu"):
     """
     import torch
 
+    from .linear import use_onednn
+
     name = str(name)
     load = TEXT_TOWERS.get(find_builder(name))
     device = pick_device(device)
@@ -71,7 +73,7 @@ def load_text_tower(name, device="cpu"):
     if found is None:
         return None
     tokenize, module, projection = found
-    module = module.float().eval().requires_grad_(False)
+    module = use_onednn(module.float().eval().requires_grad_(False))
     tower = TextTower(name, torch.device("cpu"), tokenize, module, projection)
     try:
         tower.width = module(**tokenize(["a"])).shape[1]

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from common import UserError
+from common import UserError, keep_freed_memory
 from reports.clipscore import TEXT_PREFIX
 from reports.references import Prediction, References, image_key, list_some, name_domain, read_references
 
@@ -63,7 +63,9 @@ def decode_pictures(pictures, options):
     from models.checkpoints import load_checkpoint
     from models.encoders import pick_device
 
-    model = load_checkpoint(options.checkpoint, options.gpt2_type, pick_device(options.device))
+    device = pick_device(options.device)
+    keep_freed_memory(device.type)
+    model = load_checkpoint(options.checkpoint, options.gpt2_type, device)
     if options.mixed_precision != "no":
         model.gpt.to({"bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision])
     check_width(model, pictures.features.clip_embedding.shape[-1], options.data, options.checkpoint)

@@ -2,7 +2,9 @@
 
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import tiny
 from models.images import FORMATS, UPRIGHT, UnreadableImage, read_image
 
 RANDOM = np.random.default_rng(7)
@@ -229,3 +232,24 @@ def test_a_jpeg_may_come_out_smaller_but_no_side_below_the_least(tmp_path, least
     for suffix in ("jpg", "png"):
         Image.new("RGB", (1200, 900), (200, 10, 10)).save(tmp_path / f"a.{suffix}")
         assert read_image(tmp_path / f"a.{suffix}", least).size == (size if suffix == "jpg" else (1200, 900))
+
+
+def test_many_threads_read_at_once(tmp_path):
+    """Bombs are refused and warnings kept quiet in every thread, and the filters are as they were once all have left."""
+    tiny.save_picture(tmp_path / "good.jpg", 0)
+    bomb = io.BytesIO()
+    Image.new("1", (10_000, 9_500)).save(bomb, "PNG")  # more pixels than MAX_IMAGE_PIXELS, fewer than twice as many: PIL only warns
+
+    def read(number):
+        try:
+            return read_image(bomb.getvalue() if number % 2 else tmp_path / "good.jpg").size
+        except UnreadableImage as error:
+            return str(error)[:15]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(read, range(200)))
+        assert warnings.filters == before
+    assert found == [(80, 64), "too many pixels"] * 100

@@ -1,0 +1,134 @@
+"""Linear layers in float32 through oneDNN, on processors where the library that torch takes by itself is slower.
+
+torch multiplies float32 matrices through MKL, which keeps AVX-512 to Intel's processors. On others that have it oneDNN, which torch takes
+for convolutions and for bf16 anyway, is twice as fast (benchmarks/README.md). Results are the same but for rounding.
+"""
+
+import functools
+import platform
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+SMALLEST = 2**21  # multiplications: oneDNN takes 15 microseconds to begin, in which MKL is done with fewer
+
+
+def use_onednn(module):
+    """Have the linear layers and attentions in `module` multiply through oneDNN where that is faster, in place → module.
+
+    Only what is float32 on a CPU when it is called goes there, outside autocast and torch.compile. Parameters, their names and the state
+    dict stay as they are; layers of a class of their own are left alone.
+    """
+    if onednn_is_faster():
+        for layer in module.modules():
+            layer.__class__ = _faster_classes().get(type(layer), type(layer))
+    return module
+
+
+@functools.cache
+def onednn_is_faster():
+    """Whether this is a processor of AMD with AVX-512, under a torch with both libraries.
+
+    Told by name, not by the clock: a run and its continuation, or two equal runs, must round alike.
+    """
+    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return both and torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _processor()
+
+
+def _processor():
+    """What the system says of its processor; on Linux and Windows the maker's name is in it."""
+    try:
+        return Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return platform.processor()
+
+
+def fast_matmul(a, b):
+    """a @ b of two matrices, [M, K] and [K, N], through oneDNN where that is faster. Not for what gradients are asked of."""
+    return _multiply(a, b.T) if onednn_is_faster() and _pays(a, b.shape[1]) else a @ b
+
+
+def _pays(x, outputs):
+    """Whether a product of x with `outputs` columns is of a kind and size that oneDNN is faster at."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() * outputs >= SMALLEST
+
+
+def _multiply(x, weight, bias=None):
+    """x [..., in] times weight [out, in], of any strides → [..., out]: the operator that torch.compile turns linear layers into."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    """x [..., in] times weight [out, in], or [in, out] where `turned`, plus bias [out] → [..., out]."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, turned):
+        ctx.turned = turned
+        ctx.save_for_backward(x, weight)
+        return _multiply(x, weight.T if turned else weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        inputs, outputs = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])  # [rows, in], [rows, out]
+        grad_x = _multiply(grad, weight if ctx.turned else weight.T) if wants_x else None
+        grad_weight = None
+        if wants_weight:
+            grad_weight = _multiply(inputs.T, outputs.T) if ctx.turned else _multiply(outputs.T, inputs.T)
+        return grad_x, grad_weight, outputs.sum(0) if wants_bias else None, None
+
+
+def _takes(x, weight, outputs):
+    """Whether x times this weight goes through oneDNN."""
+    plainly = weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+    return not plainly and _pays(x, outputs)
+
+
+def _linear(x, weight, bias, turned=False):
+    """What _Linear gives, recorded for gradients or not."""
+    if torch.is_grad_enabled():
+        return _Linear.apply(x, weight, bias, turned)
+    return _multiply(x, weight.T if turned else weight, bias)
+
+
+class OneDNNLinear(nn.Linear):
+    """nn.Linear through oneDNN."""
+
+    def forward(self, input):
+        return _linear(input, self.weight, self.bias) if _takes(input, self.weight, self.out_features) else super().forward(input)
+
+
+class OneDNNAttention(nn.MultiheadAttention):
+    """nn.MultiheadAttention whose self-attention at inference, as in CLIP, goes through oneDNN."""
+
+    def forward(self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, **others):
+        one_sequence = query is key and key is value and query.dim() == 3 and key_padding_mask is None
+        ordinary = self.in_proj_weight is not None and self.bias_k is None and not self.add_zero_attn and not self.training
+        additive = attn_mask is None or attn_mask.dim() == 2 and attn_mask.dtype == torch.float32
+        if need_weights or not (one_sequence and ordinary and additive and _takes(query, self.out_proj.weight, self.embed_dim)):
+            return super().forward(query, key, value, key_padding_mask, need_weights, attn_mask, **others)
+        x = query if self.batch_first else query.transpose(0, 1)  # [B, L, E]
+        batch, length, width = x.shape
+        mixed = _linear(x, self.in_proj_weight, self.in_proj_bias).view(batch, length, 3, self.num_heads, -1)
+        queries, keys, values = mixed.permute(2, 0, 3, 1, 4)  # each [B, heads, L, E / heads]
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask)
+        out = _linear(mixed.transpose(1, 2).reshape(batch, length, width), self.out_proj.weight, self.out_proj.bias)
+        return out if self.batch_first else out.transpose(0, 1), None
+
+
+@functools.cache
+def _faster_classes():
+    """Class of a layer → its subclass that goes through oneDNN."""
+    from transformers.pytorch_utils import Conv1D
+
+    class OneDNNConv1D(Conv1D):
+        """GPT-2's linear layer, whose weight is [in, out], through oneDNN."""
+
+        def forward(self, x):
+            return _linear(x, self.weight, self.bias, turned=True) if _takes(x, self.weight, self.nf) else super().forward(x)
+
+    return {nn.Linear: OneDNNLinear, nn.MultiheadAttention: OneDNNAttention, Conv1D: OneDNNConv1D}
