@@ -34,6 +34,7 @@ import sys
 from pathlib import Path
 
 from common import UserError, keep_freed_memory, one_line_errors
+from training.batches import packed_steps, settle_row_slots
 from training.compiling import compile_language_model
 from training.data import load_data, load_validation_data, tokenize_data
 from training.interrupt import StopRequest
@@ -51,7 +52,6 @@ from training.validate import COLLAPSE_ADVICE, BestSoFar, Validation, describe_f
 def main(argv=None):
     options = parse_options(argv, __doc__)
 
-    import numpy as np
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
@@ -98,8 +98,9 @@ def main(argv=None):
     options.warmup_steps = settle_warmup(options.warmup_steps, options.warmup_ratio, total_steps)
     if not takes_packed_rows(model, data, options.bs, say):
         data.packed = False
-        if val_data:
-            val_data.packed = False
+    data.row_slots = settle_row_slots(options.row_tokens, data, options.bs, options.sampling, device_type)
+    if val_data:
+        val_data.packed, val_data.row_slots = data.packed, data.row_slots
     describe_run(model, data, options, total_steps, precision, device, say)
     if options.gradient_checkpointing:
         checkpoint_blocks(model.gpt)
@@ -181,23 +182,19 @@ def main(argv=None):
             epoch = step // steps_per_epoch
             batches = plan_epoch(data.caption_rows, options.bs, options.sampling, options.seed, epoch, options.drop_last)
             epoch_end = min((epoch + 1) * steps_per_epoch, total_steps)
+            upcoming = packed_steps(data, batches[step % steps_per_epoch :], options.accumulate, rank, processes, device_type)
             while step < epoch_end and not stopping and not best.is_out_of_patience:
-                captions = batches[step % steps_per_epoch]
-                share = captions[rank * len(captions) // processes : (rank + 1) * len(captions) // processes]
-                # A part-batch smaller than the number of processes leaves some without a share: they only join the exchange.
-                has_share = len(share) > 0
-                parts = np.array_split(share if has_share else captions[:1], min(options.accumulate, max(len(share), 1)))
-                parts = [data.pack(part) for part in parts]
+                batch = next(upcoming)
                 # What all processes must agree on: how many tokens the step predicts, and whether it is the last.
-                predicted = sum(len(part.labels) for part in parts) * has_share
-                exchange = torch.tensor([predicted, stop.signal_name is not None], device=device)
-                targets, stopping = accelerator.reduce(exchange, "sum") if processes > 1 else exchange
+                targets, stopping = batch.predicted, stop.signal_name is not None
+                if processes > 1:
+                    targets, stopping = accelerator.reduce(torch.tensor([targets, stopping], device=device), "sum").tolist()
                 loss_sum = 0.0
-                for number, part in enumerate(parts, start=1):
-                    with contextlib.nullcontext() if number == len(parts) else accelerator.no_sync(model):
-                        part_sum = model(part.to(device)) * has_share
+                for number, part in enumerate(batch.parts, start=1):
+                    with contextlib.nullcontext() if number == len(batch.parts) else accelerator.no_sync(model):
+                        part_sum = model(part.to(device)) * batch.has_share
                         # Gradients are averaged over processes: times their number, it is the mean over all tokens of the step.
-                        accelerator.backward(part_sum / targets.clamp(min=1) * processes)
+                        accelerator.backward(part_sum / max(targets, 1) * processes)
                     loss_sum = loss_sum + part_sum.detach()
                 if options.clip_grad:
                     accelerator.clip_grad_norm_(trained.values(), options.clip_grad)
@@ -212,7 +209,7 @@ def main(argv=None):
                 loss_sum = accelerator.reduce(loss_sum, "sum") if processes > 1 else loss_sum
                 losses_unseen[step] = loss_sum
                 if log:
-                    log.count(loss_sum, targets, len(captions))
+                    log.count(loss_sum, targets, len(batch.captions))
                 if step % options.log_every == 0 or step % options.save_steps == 0 or step == epoch_end or stopping:
                     check_losses(losses_unseen, batches, steps_per_epoch, data)
                 if log and (step % options.log_every == 0 or step == epoch_end):

@@ -7,36 +7,44 @@ import torch
 
 from benchmarks.published import LEARNING_RATE, PAD
 from features.extract import Record, extract
-from features.packing import pack_captions
 from models.decoding import generate
+from training.batches import packed_steps, settle_row_slots
+from training.data import CaptionData
 from training.optimiser import build_optimizer
 
 
 class Training:
     """The step of train.py's loop over a captioner, in float32 or under bf16 autocast (the weights stay float32)."""
 
-    def __init__(self, model, captions):
-        """captions: work.CaptionSet."""
-        self.model, self.captions = model, captions
+    def __init__(self, model, captions, bs=40):
+        """captions: work.CaptionSet, of which "!" is left out of the loss, as on the published side; bs: captions a step, on a GPU."""
+        self.model = model
         self.device = next(model.parameters()).device
+        self.data = CaptionData(captions, captions.tokens, captions.caption_rows, model.config.prefix_length, PAD)
+        self.data.row_slots = settle_row_slots(None, self.data, bs, "images", self.device.type)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(trained, LEARNING_RATE, fused=True)
         model.train()
 
     def loss(self, numbers, bf16=False):
-        """numbers: caption numbers → mean cross-entropy of a token, a scalar tensor. "!" is left out, as on the published side."""
-        captions = self.captions
-        batch = pack_captions(numbers, captions.tokens, captions.caption_rows, self.model.config.prefix_length, PAD)
-        batch.clip_embedding = captions.clip_embedding[batch.image_rows].float()
+        """numbers: caption numbers → mean cross-entropy of a token, a scalar tensor."""
+        return self._loss(self.data.pack(numbers), bf16)
+
+    def _loss(self, batch, bf16):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             return self.model(batch.to(self.device)) / len(batch.labels)
 
     def step(self, numbers, bf16=False):
         """One optimiser step → its loss."""
-        loss = self.loss(numbers, bf16)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        return self.steps([numbers], bf16)
+
+    def steps(self, batches, bf16=False):
+        """Optimiser steps over lists of caption numbers, the device never waited for in between → the last one's loss."""
+        for batch in packed_steps(self.data, batches, 1, 0, 1, self.device.type):
+            loss = self._loss(batch.parts[0], bf16)
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
         return loss.item()
 
 

@@ -40,8 +40,8 @@ FLOORS = {
 GPU_FLOORS = (
     ("features, ViT-B/32, images/s", "features bf16", 1500, 3000),
     ("beam 5, captions/s", "beam bf16", 300, 1500),
-    ("training, captions/s for 10 epochs of COCO in 10 (5) minutes", "train mlp images bf16", 9446, 18892),
-    ("the same, frozen GPT-2", "train transformer images bf16", 9446, 18892),
+    ("training, captions/s for 10 epochs of COCO in 10 (5) minutes", "train mlp images bf16 400", 9446, 18892),
+    ("the same, frozen GPT-2", "train transformer images bf16 400", 9446, 18892),
 )
 BUSY = 0.05  # of the machine's cores taken by other programs: beyond it the figures are not to be trusted
 
@@ -115,7 +115,7 @@ def measure(sections, device, repeats, data, scale=None, say=print):
     say(f"square matrix products: {rates['fp32'] / 1e9:,.0f} GFLOP/s in fp32, {rates['bf16'] / 1e9:,.0f} in bf16", flush=True)
     rows = []
     with tempfile.TemporaryDirectory(prefix="prefixcap.") as folder:
-        context = Context(scale or work.Scale(), device, repeats, rates, Path(folder), Path(data))
+        context = Context(scale or (work.GPU_SCALE if device == "cuda" else work.Scale()), device, repeats, rates, Path(folder), Path(data))
         pictures = work.find_pictures(folder, data, context.scale.pictures)[1] if "features" in sections else None
         for section in sections:
             for row in rows_of[section](context):

@@ -92,7 +92,7 @@ def train_rows(context):
     for variant in work.VARIANTS:
         model = work.build_captioner(variant, scale.clip[0], **scale.gpt).to(context.device)
         theirs = work.published_training(work.build_published(model, **scale.gpt).to(context.device), variant)
-        ours = Training(model, captions)
+        ours = Training(model, captions, scale.step_captions)
 
         def published(number):
             numbers = drawn["images"][number % len(drawn["images"])]
@@ -113,6 +113,13 @@ def train_rows(context):
                 bf16, batches = precision == "bf16", drawn[sampling]
                 name = f"train {variant} {sampling} {precision}"
                 calls[name] = lambda number, bf16=bf16, batches=batches: ours.step(batches[number % len(batches)], bf16)
+        taken = dict.fromkeys(calls, scale.step_captions)  # captions of one call
+        if scale.large_step:
+            name = f"train {variant} images bf16 {scale.large_step}"
+            large = Training(model, captions, scale.large_step)
+            batches = plan_epoch(captions.caption_rows, scale.large_step, drop_last=True)
+            calls[name], taken[name] = lambda number: large.steps(batches, True), len(batches) * scale.large_step
+            large.steps(batches[:1], True)
         few = drawn["images"][-1][: work.CAPTIONS_AN_IMAGE]  # enough to make the optimiser's state before the first round
         theirs.step(captions.embedding_of(few), captions.lists(few))
         ours.step(few)
@@ -120,9 +127,9 @@ def train_rows(context):
         for sampling in drawn:  # the products are the same in both precisions
             flops[sampling] = count_flops(lambda: calls[f"train {variant} {sampling} bf16"](rounds))
         seconds = take_turns(calls, rounds, context.device)
-        each = {name: [second / scale.step_captions for second in times] for name, times in seconds.items()}
+        each = {name: [second / taken[name] for second in times] for name, times in seconds.items()}
         for name in list(calls)[1:]:
-            sampling, precision = name.split()[2:]
+            sampling, precision = name.split()[2:4]
             equal = (differences[sampling] < LOSS_TOLERANCE, f"loss to {differences[sampling]:.0e}") if precision == "fp32" else None
             rate = context.rates[precision]
             yield make_row(name, each["published"], each[name], "captions", flops[sampling] / scale.step_captions, rate, equal)

@@ -33,14 +33,17 @@ class Scale:
     clip: tuple = VIT_B_32
     images: int = 200  # of which the steps draw
     step_captions: int = 40  # an optimiser step: 8 images x 5
+    large_step: int | None = None  # captions of the larger steps that a GPU is filled with
     pictures: int = 80  # encoded by ours
     published_pictures: int = 6  # encoded by the published side, five times each; the time is scaled
     decoded: int = 32  # images captioned by ours, in one batch
-    published_beam: int = 2  # captioned by the published side; the time is scaled
-    published_greedy: int = 4
+    published_beam: int = 2  # images captioned by the published side; the time is scaled
+    published_greedy: int = 4  # likewise
     beam_size: int = 5
     entry_length: int = 20  # tokens: GPT-2 of random weights does not stop by itself, and a COCO caption has 12 with 99 in 100 below 22
 
+
+GPU_SCALE = Scale(images=4000, large_step=400, decoded=256)
 
 # -- captions ------------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ token of a caption is predicted, never read, and has no slot. Loss and gradients
 C captions, N images, P prefix_length; R rows of L slots, I images and T predicted tokens in a batch.
 """
 
+import bisect
 import dataclasses
 import heapq
 import itertools
@@ -17,6 +18,7 @@ SAMPLINGS = ("images", "captions")
 BLOCKS_A_ROW = (1, 2, 3, 4, 5, 6, 8, 10)  # tried for every batch; what leaves the least padding is taken
 # In a GPT-2 layer of width E, attention over a row of L slots costs L / 6E of what the matrix products cost: here for E = 768.
 ATTENTION_SLOTS = 6 * 768
+SLOTS_TOGETHER = 16
 TOKENIZED_TOGETHER = 10_000  # captions
 
 
@@ -132,19 +134,28 @@ class PackedBatch:
 
     def to(self, device):
         """The same batch with every tensor on `device`."""
-        moved = {name: t.to(device, non_blocking=True) for name, t in vars(self).items() if hasattr(t, "to")}
-        return dataclasses.replace(self, **moved)
+        return self._with_every_tensor(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self):
+        """The same batch in memory that a GPU fetches from by itself."""
+        return self._with_every_tensor(lambda tensor: tensor.pin_memory())
+
+    def _with_every_tensor(self, function):
+        return dataclasses.replace(self, **{name: function(t) for name, t in vars(self).items() if hasattr(t, "to")})
 
 
 def pack_captions(
-    caption_numbers, tokens, caption_rows, prefix_length, ignore_index=None, blocks_a_row=BLOCKS_A_ROW, packed=True, prompts=None
-):
+    caption_numbers, tokens, caption_rows, prefix_length, ignore_index=None, blocks_a_row=BLOCKS_A_ROW, packed=True, prompts=None,
+    row_slots=None,
+):  # fmt: skip
     """Lay captions out in rows around the prefixes they share → PackedBatch.
 
     caption_numbers: int [n]; tokens: Tokens of the whole set; caption_rows: int [C] image row of each caption.
     ignore_index: a token that is read but never predicted (the published code ignores 0, which is "!").
     packed: False gives every caption a row and a prefix of its own, for language models that take no mask of packed rows.
     prompts: Tokens of what stands between prefix and captions, one a row of the features; read, never predicted.
+    row_slots: rows of so many slots, as few as hold the captions, whatever the batch (of twice as many and so on where one image needs
+    more; of one caption a row: of the next multiple of SLOTS_TOGETHER). None: rows as they cost least, of any length.
     """
     import torch
 
@@ -168,8 +179,11 @@ def pack_captions(
     caption_start = shared[block_of] + before - before[first_of_block][block_of]
     block_length = shared + np.bincount(block_of, reads, len(image_rows)).astype(np.int64)
 
-    layouts = [_fill_rows(block_length, -(-len(image_rows) // blocks)) for blocks in blocks_a_row]
-    row_of_block, start_of_block, rows, slots = min(layouts, key=lambda layout: _row_cost(*layout[2:]))
+    if row_slots is None:
+        layouts = [_fill_rows(block_length, -(-len(image_rows) // blocks)) for blocks in blocks_a_row]
+        row_of_block, start_of_block, rows, slots = min(layouts, key=lambda layout: row_cost(*layout[2:]))
+    else:
+        row_of_block, start_of_block, rows, slots = _fill_rows_of(row_slots if packed else SLOTS_TOGETHER, block_length, packed)
     block_slot = row_of_block * slots + start_of_block  # the first slot of each block
     caption_slot = block_slot[block_of] + caption_start
 
@@ -203,7 +217,7 @@ def pack_captions(
     return PackedBatch(*(torch.from_numpy(array) for array in arrays), packed=packed)
 
 
-def _row_cost(rows, slots):
+def row_cost(rows, slots):
     """What a batch of this shape costs, in slots of a short row."""
     return rows * slots * (1 + slots / ATTENTION_SLOTS)
 
@@ -218,6 +232,29 @@ def _fill_rows(block_length, rows):
         row_of_block[block], start_of_block[block] = row, taken
         heapq.heapreplace(filled, (taken + int(block_length[block]), row))
     return row_of_block, start_of_block, rows, max(taken for taken, _ in filled)
+
+
+def _fill_rows_of(row_slots, block_length, several):
+    """Lay blocks out in rows of a multiple of `row_slots`, longest first, each where the least room is left → as _fill_rows.
+
+    several: whether a row may hold more than one.
+    """
+    slots = -(-int(block_length.max()) // row_slots) * row_slots
+    if not several:
+        return np.arange(len(block_length)), np.zeros(len(block_length), np.int64), len(block_length), slots
+    row_of_block = np.zeros(len(block_length), np.int64)
+    start_of_block = np.zeros(len(block_length), np.int64)
+    room, rows = [], 0  # (slots left, row) of each row, least first
+    for block in np.argsort(-block_length, kind="stable"):
+        length = int(block_length[block])
+        place = bisect.bisect_left(room, (length, -1))
+        if place == len(room):
+            left, row, rows = slots, rows, rows + 1
+        else:
+            left, row = room.pop(place)
+        row_of_block[block], start_of_block[block] = row, slots - left
+        bisect.insort(room, (left - length, row))
+    return row_of_block, start_of_block, rows, slots
 
 
 def _ranges(starts, lengths):

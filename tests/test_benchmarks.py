@@ -1,5 +1,6 @@
 """The benchmark: both sides give equal results on tiny networks, and the table says what it should. Nothing is timed."""
 
+import dataclasses
 import json
 import os
 import time
@@ -31,6 +32,14 @@ def test_both_sides_give_equal_results(section, context):
     assert compared and all(row["equal"] for row in compared), rows
     assert {row["row"] for row in rows} >= {name for name in run.FLOORS if name.split()[0] == rows[0]["row"].split()[0]}
     assert all(row["ratio"] > 0 and row["share_of_matmul_rate"] > 0 for row in rows)
+
+
+def test_a_gpu_is_measured_at_larger_steps_too(context):
+    context.scale = dataclasses.replace(TINY, large_step=15)
+    found = {row["row"]: row for row in sections.train_rows(context)}
+    assert {f"train {variant} images bf16 15" for variant in work.VARIANTS} <= set(found)
+    assert run.GPU_FLOORS[2][1] == f"train mlp images bf16 {work.GPU_SCALE.large_step}"
+    assert run.GPU_FLOORS[3][1] == f"train transformer images bf16 {work.GPU_SCALE.large_step}"
 
 
 @pytest.mark.parametrize("variant", work.VARIANTS)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import published
 import tiny
-from features.packing import pack_captions, plan_epoch, tokenize_captions
+from features.packing import Tokens, pack_captions, plan_epoch, tokenize_captions
 from models.captioner import CaptionConfig, ClipCaptionModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,8 +71,9 @@ def data_sets(draw):
     ended=st.booleans(),
     ignore_index=st.sampled_from([None, 0]),
     double=st.booleans(),
+    row_slots=st.sampled_from([None, None, 16, 24, 64]),
 )
-def test_packed_loss_and_gradients_equal_padded_ones(data, sampling, bs, prefix_length, mapping, ended, ignore_index, double):
+def test_packed_loss_and_gradients_equal_padded_ones(data, sampling, bs, prefix_length, mapping, ended, ignore_index, double, row_slots):
     captions, rows = data
     model = build_model(mapping[0], prefix_length, mapping[1])
     embeddings = torch.randn(max(rows) + 1, CLIP_WIDTH, generator=torch.Generator().manual_seed(len(captions)))
@@ -86,7 +87,7 @@ def test_packed_loss_and_gradients_equal_padded_ones(data, sampling, bs, prefix_
         if all(token == ignore_index for ids in chosen for token in ids):
             continue  # nothing to predict: no mean
         plain = padded_loss(model, embeddings, chosen, [rows[number] for number in numbers], ignore_index)
-        packed, batch = packed_loss(model, embeddings, numbers, tokens, rows, ignore_index=ignore_index)
+        packed, batch = packed_loss(model, embeddings, numbers, tokens, rows, ignore_index=ignore_index, row_slots=row_slots)
         assert len(batch.labels) == sum(token != ignore_index for ids in chosen for token in ids)
         assert packed.item() == pytest.approx(plain.item(), abs=tolerance)
         expected = gradients(model, plain)
@@ -113,6 +114,40 @@ def test_little_of_a_batch_is_padding():
         rows = np.arange(200) // captions_an_image
         batch = pack_captions(np.arange(40), tokens, rows, 10)
         assert (batch.block_ids > 0).float().mean() > 0.9
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=60),
+    captions_an_image=st.integers(1, 6),
+    row_slots=st.sampled_from([16, 64, 128]),
+    packed=st.booleans(),
+)
+def test_rows_of_a_fixed_length_hold_every_caption_whole(lengths, captions_an_image, row_slots, packed):
+    tokens = Tokens(np.arange(sum(lengths), dtype=np.int32), np.concatenate([[0], np.cumsum(lengths)]))
+    rows = np.arange(len(lengths)) // captions_an_image
+    batch = pack_captions(np.arange(len(lengths)), tokens, rows, 5, row_slots=row_slots, packed=packed)
+    assert sorted(batch.labels.tolist()) == list(range(sum(lengths)))
+    blocks = np.bincount(rows, np.array(lengths) - 1) + 5 if packed else np.array(lengths) + 4
+    held, slots = batch.block_ids.shape
+    assert (batch.block_ids > 0).sum() == blocks.sum()
+    if packed:
+        assert slots % row_slots == 0 and slots - row_slots < blocks.max() <= slots
+        assert held <= 1 + 2 * blocks.sum() // slots, "two rows that are less than half full would have been one"
+    else:
+        assert held == len(lengths) and slots % 16 == 0
+
+
+def test_rows_of_a_fixed_length_come_in_few_shapes():
+    draw = np.random.default_rng(1)
+    lengths = draw.integers(8, 22, 2000)
+    tokens = Tokens(draw.integers(1, 9, lengths.sum()).astype(np.int32), np.concatenate([[0], np.cumsum(lengths)]))
+    rows = np.arange(2000) // 5
+    shapes = {
+        row_slots: {tuple(pack_captions(batch, tokens, rows, 10, row_slots=row_slots).input_ids.shape) for batch in plan_epoch(rows, 100)}
+        for row_slots in (None, 256)
+    }
+    assert len(shapes[256]) <= 3 < 10 < len(shapes[None])
 
 
 def test_what_else_is_in_the_row_does_not_change_a_caption():

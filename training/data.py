@@ -18,13 +18,14 @@ class CaptionData:
     ignore_index: int | None = None  # a token left out of the loss
     packed: bool = True  # whether captions share rows and prefixes
     prompts: object = None  # features.packing.Tokens between prefix and caption, one a row of the features
+    row_slots: int | None = None  # slots of every row; None: as each batch fits best
 
     def pack(self, numbers, **layout):
         """Lay these captions out in a batch, with the embeddings of their images → features.packing.PackedBatch."""
         from features.packing import pack_captions
 
-        layout = {"packed": self.packed, "ignore_index": self.ignore_index, "prompts": self.prompts, **layout}
-        batch = pack_captions(numbers, self.tokens, self.caption_rows, self.prefix_length, **layout)
+        own = {"packed": self.packed, "ignore_index": self.ignore_index, "prompts": self.prompts, "row_slots": self.row_slots}
+        batch = pack_captions(numbers, self.tokens, self.caption_rows, self.prefix_length, **own | layout)
         batch.clip_embedding = self.features.clip_embedding[batch.image_rows].float()
         return batch
 
