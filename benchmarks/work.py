@@ -199,7 +199,7 @@ def matmul_rate(device, dtype, size=2048, tries=6):
     """The best rate this machine multiplies square matrices at, in FLOP/s, by whichever of its libraries is faster."""
     import torch
 
-    from models.linear import fast_matmul
+    from models.operators import fast_matmul
 
     size = 8192 if device == "cuda" else size
     a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))

@@ -10,9 +10,9 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import nn
 
-from .linear import use_onednn
 from .loss import caption_loss, cross_entropy
 from .mappers import build_mapper
+from .operators import use_fast_operators
 from .tuning import apply_tuning, rest_untrained
 
 
@@ -75,7 +75,7 @@ class ClipCaptionModel(nn.Module, ModelHubMixin, library_name="prefixcap", pipel
             config.embeddings_per_image,
         )
         apply_tuning(self)
-        use_onednn(self)
+        use_fast_operators(self)
 
     def train(self, mode=True):
         """Switch to training; what has no trained parameters stays in eval mode, without dropout."""

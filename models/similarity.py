@@ -64,7 +64,7 @@ def load_text_tower(name, device="cpu"):
     """
     import torch
 
-    from .linear import use_onednn
+    from .operators import use_fast_operators
 
     name = str(name)
     load = TEXT_TOWERS.get(find_builder(name))
@@ -73,7 +73,7 @@ def load_text_tower(name, device="cpu"):
     if found is None:
         return None
     tokenize, module, projection = found
-    module = use_onednn(module.float().eval().requires_grad_(False))
+    module = use_fast_operators(module.float().eval().requires_grad_(False))
     tower = TextTower(name, torch.device("cpu"), tokenize, module, projection)
     try:
         tower.width = module(**tokenize(["a"])).shape[1]

@@ -1,7 +1,8 @@
-"""Linear layers in float32 through oneDNN, on processors where the library that torch takes by itself is slower.
+"""The operators that layers run through, where torch or transformers by themselves take slower ones; the same numbers but for rounding.
 
-torch multiplies float32 matrices through MKL, which keeps AVX-512 to Intel's processors. On others that have it oneDNN, which torch takes
-for convolutions and for bf16 anyway, is twice as fast (benchmarks/README.md). Results are the same but for rounding.
+GELU in one pass          transformers writes GPT-2's out as eight operations, of which training keeps five large results a layer
+linear layers by oneDNN   torch multiplies float32 matrices through MKL, which keeps AVX-512 to Intel's processors; on others that have it
+                          oneDNN, which torch takes for convolutions and bf16 anyway, is twice as fast (benchmarks/README.md)
 """
 
 import functools
@@ -11,19 +12,22 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
 
 SMALLEST = 2**21  # multiplications: oneDNN takes 15 microseconds to begin, in which MKL is done with fewer
 
 
-def use_onednn(module):
-    """Have the linear layers and attentions in `module` multiply through oneDNN where that is faster, in place → module.
+def use_fast_operators(module):
+    """Give every layer in `module` that has a faster twin the twin's class, in place → module.
 
-    Only what is float32 on a CPU when it is called goes there, outside autocast and torch.compile. Parameters, their names and the state
-    dict stay as they are; layers of a class of their own are left alone.
+    Parameters, their names and the state dict stay as they are; layers of a class of their own are left alone. Linear layers and
+    attentions go through oneDNN where that is faster, and what they are called with is float32 on a CPU, outside autocast and
+    torch.compile.
     """
-    if onednn_is_faster():
-        for layer in module.modules():
-            layer.__class__ = _faster_classes().get(type(layer), type(layer))
+    twins = _twins()
+    for layer in module.modules():
+        layer.__class__ = twins.get(type(layer), type(layer))
     return module
 
 
@@ -43,6 +47,13 @@ def _processor():
         return Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
         return platform.processor()
+
+
+class FusedGELU(NewGELUActivation):
+    """GELU by its tanh approximation, as GPT-2 has it."""
+
+    def forward(self, input):
+        return F.gelu(input, approximate="tanh")
 
 
 def fast_matmul(a, b):
@@ -102,6 +113,13 @@ class OneDNNLinear(nn.Linear):
         return _linear(input, self.weight, self.bias) if _takes(input, self.weight, self.out_features) else super().forward(input)
 
 
+class OneDNNConv1D(Conv1D):
+    """GPT-2's linear layer, whose weight is [in, out], through oneDNN."""
+
+    def forward(self, x):
+        return _linear(x, self.weight, self.bias, turned=True) if _takes(x, self.weight, self.nf) else super().forward(x)
+
+
 class OneDNNAttention(nn.MultiheadAttention):
     """nn.MultiheadAttention whose self-attention at inference, as in CLIP, goes through oneDNN."""
 
@@ -120,15 +138,9 @@ class OneDNNAttention(nn.MultiheadAttention):
         return out if self.batch_first else out.transpose(0, 1), None
 
 
-@functools.cache
-def _faster_classes():
-    """Class of a layer → its subclass that goes through oneDNN."""
-    from transformers.pytorch_utils import Conv1D
-
-    class OneDNNConv1D(Conv1D):
-        """GPT-2's linear layer, whose weight is [in, out], through oneDNN."""
-
-        def forward(self, x):
-            return _linear(x, self.weight, self.bias, turned=True) if _takes(x, self.weight, self.nf) else super().forward(x)
-
-    return {nn.Linear: OneDNNLinear, nn.MultiheadAttention: OneDNNAttention, Conv1D: OneDNNConv1D}
+def _twins():
+    """Class of a layer → its subclass that is faster here."""
+    twins = {NewGELUActivation: FusedGELU}
+    if onednn_is_faster():
+        twins |= {nn.Linear: OneDNNLinear, nn.MultiheadAttention: OneDNNAttention, Conv1D: OneDNNConv1D}
+    return twins

@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN: the same numbers and gradients as torch's own, taken only where they are told to pay."""
+"""Faster operators give the numbers and gradients of torch's and transformers' own, and stand in only where they are told to pay."""
 
 import copy
 
@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 import tiny
 from features.packing import Tokens, pack_captions
-from models import linear
+from models import operators
 from models.captioner import CaptionConfig, ClipCaptionModel
 from models.encoders import load_encoder
 
@@ -25,18 +26,18 @@ pytestmark = [
 @pytest.fixture
 def everything(monkeypatch):
     """As on a processor where oneDNN is faster, and for products of every size."""
-    monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(linear, "SMALLEST", 1)
+    monkeypatch.setattr(operators, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(operators, "SMALLEST", 1)
     calls = []
-    multiply = linear._multiply
-    monkeypatch.setattr(linear, "_multiply", lambda *given: calls.append(1) or multiply(*given))
+    multiply = operators._multiply
+    monkeypatch.setattr(operators, "_multiply", lambda *given: calls.append(1) or multiply(*given))
     return calls
 
 
 def both_ways(layer, x):
     """A layer and its copy through oneDNN on the same input → two dicts of the output and all gradients."""
     found = []
-    for module in (layer, linear.use_onednn(copy.deepcopy(layer))):
+    for module in (layer, operators.use_fast_operators(copy.deepcopy(layer))):
         own = x.clone().requires_grad_()
         out = module(own)
         (out * torch.arange(out.numel()).view_as(out).sin()).sum().backward()
@@ -50,14 +51,24 @@ def both_ways(layer, x):
 def test_layer_gives_the_same_numbers_and_gradients(kind, shape, outputs, has_bias):
     torch.manual_seed(sum(shape) + outputs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "onednn_is_faster", lambda: True)
-        patch.setattr(linear, "SMALLEST", 1)
+        patch.setattr(operators, "onednn_is_faster", lambda: True)
+        patch.setattr(operators, "SMALLEST", 1)
         layer = nn.Linear(shape[-1], outputs, bias=has_bias) if kind is nn.Linear else Conv1D(outputs, shape[-1])
         theirs, ours = both_ways(layer, torch.randn(shape))
     assert theirs.keys() == ours.keys()
     for name in theirs:
         assert ours[name].shape == theirs[name].shape
         assert torch.allclose(ours[name], theirs[name], atol=1e-5), name
+
+
+def test_gelu_is_the_one_of_transformers():
+    gpt = operators.use_fast_operators(tiny.random_gpt2(20))
+    assert [type(block.mlp.act) for block in gpt.transformer.h] == [operators.FusedGELU] * 2
+    x = torch.linspace(-8, 8, 1001, dtype=torch.float64).requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    ours, theirs = gpt.transformer.h[0].mlp.act(x), NewGELUActivation()(y)
+    (ours.sum() + theirs.sum()).backward()
+    assert torch.allclose(ours, theirs, atol=1e-12, rtol=0) and torch.allclose(x.grad, y.grad, atol=1e-12, rtol=0)
 
 
 def test_captioner_gives_the_same_loss_and_gradients(everything):
@@ -76,7 +87,7 @@ def test_captioner_gives_the_same_loss_and_gradients(everything):
     assert len(everything) > 40, "layers of GPT-2 and of the mapper, and the chunked loss, in both directions"
     everything.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "onednn_is_faster", lambda: False)
+        patch.setattr(operators, "onednn_is_faster", lambda: False)
         theirs = loss_and_gradients()
     assert not everything
     assert abs(ours[0] - theirs[0]) < 1e-4
@@ -88,12 +99,12 @@ def test_clip_attention_gives_the_same_embeddings(everything, tmp_path):
     pictures = torch.randn(3, 3, 64, 64)
     path = tiny.save_clip(tmp_path / "clip.pt", 32, "vit")
     ours = load_encoder(path)
-    assert any(isinstance(layer, linear.OneDNNAttention) for layer in ours.module.modules())
+    assert any(isinstance(layer, operators.OneDNNAttention) for layer in ours.module.modules())
     found = ours.encode(pictures)
     assert everything
     everything.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "onednn_is_faster", lambda: False)
+        patch.setattr(operators, "onednn_is_faster", lambda: False)
         theirs = load_encoder(path)
         assert theirs.digest() == ours.digest()
         assert torch.allclose(found, theirs.encode(pictures), atol=1e-5)
@@ -106,7 +117,7 @@ def test_attention_gives_the_same_under_every_mask(everything, batch_first, kind
     later = torch.ones(5, 5).triu(1).bool()
     mask = {"none": None, "float": torch.zeros(5, 5).masked_fill(later, -torch.inf), "bool": later}[kind]
     layer = nn.MultiheadAttention(8, 2, batch_first=batch_first).eval()
-    ours = linear.use_onednn(copy.deepcopy(layer))
+    ours = operators.use_fast_operators(copy.deepcopy(layer))
     x = torch.randn((3, 5, 8) if batch_first else (5, 3, 8))
     for wants_weights in (False, True):
         theirs = layer(x, x, x, need_weights=wants_weights, attn_mask=mask)
@@ -119,7 +130,7 @@ def test_attention_gives_the_same_under_every_mask(everything, batch_first, kind
 
 
 def test_other_precisions_and_small_products_stay_with_torch(everything, monkeypatch):
-    layer = linear.use_onednn(nn.Linear(16, 16))
+    layer = operators.use_fast_operators(nn.Linear(16, 16))
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(4, 16)).dtype == torch.bfloat16
     copy.deepcopy(layer).double()(torch.randn(4, 16).double())
@@ -127,7 +138,7 @@ def test_other_precisions_and_small_products_stay_with_torch(everything, monkeyp
     assert not everything
     layer(torch.randn(4, 16))
     assert len(everything) == 1
-    monkeypatch.setattr(linear, "SMALLEST", 4 * 16 * 16 + 1)
+    monkeypatch.setattr(operators, "SMALLEST", 4 * 16 * 16 + 1)
     layer(torch.randn(4, 16))
     assert len(everything) == 1
 
@@ -138,9 +149,9 @@ def test_other_precisions_and_small_products_stay_with_torch(everything, monkeyp
     ("vendor_id : GenuineIntel", "AVX512", False),
 ])  # fmt: skip
 def test_the_library_goes_by_the_processor(monkeypatch, processor, capability, faster):
-    monkeypatch.setattr(linear, "_processor", lambda: processor)
+    monkeypatch.setattr(operators, "_processor", lambda: processor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert linear.onednn_is_faster.__wrapped__() == (faster and torch.backends.mkl.is_available())
+    assert operators.onednn_is_faster.__wrapped__() == (faster and torch.backends.mkl.is_available())
 
 
 def test_rounding_weights_once_changes_nothing(tmp_path):
