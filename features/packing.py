@@ -54,20 +54,26 @@ def tokenize_captions(texts, tokenizer, end_token_id=None, max_tokens=None):
     max_tokens: longest caption kept whole, the end token included; a longer one loses its end (but not its end token) and is counted.
     """
     end = [] if end_token_id is None else [end_token_id]
-    room = None if max_tokens is None else max_tokens - len(end)
-    cut, flat, lengths = 0, [], []
+    flat, lengths = [], []
     # In blocks: lists of Python numbers take thirty times the room of the array.
     for start in range(0, len(texts), TOKENIZED_TOGETHER):
-        block = list(texts[start : start + TOKENIZED_TOGETHER])
-        encoded = _encode(block, tokenizer)
-        cut += 0 if room is None else sum(len(ids) > room for ids in encoded)
-        encoded = [ids[:room] + end for ids in encoded]
+        encoded = [ids + end for ids in _encode(list(texts[start : start + TOKENIZED_TOGETHER]), tokenizer)]
         lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
         flat.append(np.fromiter(itertools.chain.from_iterable(encoded), np.int32, lengths[-1].sum()))
     offsets = np.zeros(len(texts) + 1, np.int64)
     flat = np.concatenate([np.zeros(0, np.int32), *flat])
     np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths]), out=offsets[1:])
-    return Tokens(flat, offsets, cut)
+    return shorten_captions(Tokens(flat, offsets), max_tokens, end_token_id)
+
+
+def shorten_captions(tokens, max_tokens, end_token_id=None):
+    """Have no caption longer than `max_tokens` (None: any length); one that was keeps the end token, where there is one, at its new end."""
+    if max_tokens is None or not (tokens.lengths > max_tokens).any():
+        return tokens
+    shortened = cut_captions(tokens, max_tokens)
+    if end_token_id is not None:
+        shortened.ids[shortened.offsets[1:][tokens.lengths > max_tokens] - 1] = end_token_id
+    return shortened
 
 
 def _encode(texts, tokenizer):

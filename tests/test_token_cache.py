@@ -41,10 +41,22 @@ def test_a_second_run_reads_what_the_first_one_made(cached):
     assert len(cached.calls) == 1 and same(first, second) and first.cut > 0
 
 
+def test_what_there_is_room_for_is_cut_from_the_same_tokens(cached):
+    tokenizer = tiny.train_tokenizer()
+    for end in (5, None):
+        for room in (None, 9, 4, 1000, 1):
+            assert same(cached(TEXTS, tokenizer, end, room), tokenize_captions(TEXTS, tokenizer, end, room))
+        kept = [ids + [5] * (end == 5) for ids in tokenizer(TEXTS)["input_ids"]]
+        short = cached(TEXTS, tokenizer, end, 4)
+        expected = [ids if len(ids) <= 4 else [*ids[:3], 5] if end else ids[:4] for ids in kept]
+        assert [short[number].tolist() for number in range(len(TEXTS))] == expected
+    assert len(cached.calls) == 2, "once for each end"
+
+
 def test_other_captions_another_tokenizer_or_another_end_are_tokenised_anew(cached):
     one, other = tiny.train_tokenizer(), tiny.train_tokenizer(vocab_size=300)
     cached(TEXTS, one)
-    for texts, tokenizer, end, room in ((TEXTS[:-1], one, 5, None), (TEXTS, other, 5, None), (TEXTS, one, None, None), (TEXTS, one, 5, 4)):
+    for texts, tokenizer, end, room in ((TEXTS[:-1], one, 5, None), (TEXTS, other, 5, None), (TEXTS, one, None, 4)):
         before = len(cached.calls)
         assert same(cached(texts, tokenizer, end, room), tokenize_captions(texts, tokenizer, end, room))
         assert len(cached.calls) == before + 1
