@@ -234,6 +234,9 @@ def main(argv=None):
                 save_resume_point(finished)
                 log.draw(finished)
     bar.close()
+    # Torch's gloo may hang when the last to hold the connection between processes is the wrapped model: let go of that first.
+    model = optimizer = validation = part_sum = None
+    accelerator.free_memory()
     accelerator.end_training()
 
     if not finished:
