@@ -87,9 +87,15 @@ def _list_views(items):
 
 def _read_in_threads(dataset, batches, threads):
     """Batches one after the other: all cores read the pictures of one, then are free for the encoder. PIL works outside Python's lock."""
+
+    def read(numbers):
+        return [dataset[number] for number in numbers]
+
     with ThreadPoolExecutor(threads) as pool:
         for batch in batches:
-            yield _stack(list(pool.map(dataset.__getitem__, batch)))
+            size = -(-len(batch) // threads)
+            shares = pool.map(read, (batch[start : start + size] for start in range(0, len(batch), size)))
+            yield _stack([item for share in shares for item in share])
 
 
 def make_loader(dataset, batches, encoder, batch_size, num_workers):
