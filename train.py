@@ -234,15 +234,16 @@ def main(argv=None):
                 save_resume_point(finished)
                 log.draw(finished)
     bar.close()
-    # Torch's gloo may hang when the last to hold the connection between processes is the wrapped model: let go of that first.
-    model = optimizer = validation = part_sum = None
-    accelerator.free_memory()
+    if not finished and log:
+        save_checkpoint(captioner, checkpoint_path("_latest"), options.save_full)
+        save_resume_point()
+    if processes > 1:
+        # Torch's gloo may hang when the last to hold the connection between processes is the wrapped model: let go of that first.
+        model = optimizer = validation = part_sum = None
+        accelerator.free_memory()
     accelerator.end_training()
 
     if not finished:
-        if log:
-            save_checkpoint(captioner, checkpoint_path("_latest"), options.save_full)
-            save_resume_point()
         say(f"stopped by {stop.signal_name} after step {step:,}; saved {resume_point}. The same command with --resume goes on.")
         return stop.exit_code
     if best.is_out_of_patience:
