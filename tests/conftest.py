@@ -1,5 +1,6 @@
 """Fixtures every test file shares. Offline is set before anything imports a Hugging Face library."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -84,3 +85,12 @@ def mini_demo(tmp_path_factory):
         assert script.main([*lines[stage][1:], "--device", "cpu"]) == 0, stage
     torch.set_num_threads(threads)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lasting_objects():
+    """Take what has come to stay (imported libraries, networks of the session) out of the garbage collector's sight: it would go through
+    all of it again and again.
+    """
+    gc.collect()
+    gc.freeze()
