@@ -69,17 +69,17 @@ def test_what_goes_wrong_in_the_thread_is_raised_in_the_loop():
 def test_rows_are_of_one_length_on_a_gpu_alone_unless_asked():
     data = caption_data()
     assert settle_row_slots(None, data, 10, "images", "cpu") is None
-    assert settle_row_slots(None, data, 10, "images", "cuda") == 128
+    assert settle_row_slots(None, data, 10, "images", "cuda") == 256
     assert [settle_row_slots(48, data, 10, "images", device) for device in ("cpu", "cuda")] == [48, 48]
 
 
 def test_the_length_that_wastes_least_is_taken():
-    """Images of 70 slots: rows of 128 hold one, of 256 three."""
-    lengths = np.full(60, 14)
+    """Images of 150 slots: rows of 256 hold one, of 512 three, of 1,024 six, whose attention costs more."""
+    lengths = np.full(60, 30)
     tokens = Tokens(np.ones(lengths.sum(), np.int32), np.concatenate([[0], np.cumsum(lengths)]))
     features = type("Features", (), {"clip_embedding": torch.zeros(12, 2)})
     data = CaptionData(features, tokens, np.arange(60) // 5, 5)
-    assert settle_row_slots(None, data, 60, "images", "cuda") == 256
+    assert settle_row_slots(None, data, 60, "images", "cuda") == 512
 
 
 def test_train_learns_the_same_in_rows_of_one_length_packed_ahead(workdir, tiny_gpt2, monkeypatch):

@@ -7,24 +7,29 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 import tiny
+import tiny_towers
 from features.packing import Tokens, pack_captions
 from models import operators
 from models.captioner import CaptionConfig, ClipCaptionModel
 from models.encoders import load_encoder
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def onednn():
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
 
 
 @pytest.fixture
-def everything(monkeypatch):
+def everything(onednn, monkeypatch):
     """As on a processor where oneDNN is faster, and for products of every size."""
     monkeypatch.setattr(operators, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(operators, "SMALLEST", 1)
@@ -48,7 +53,7 @@ def both_ways(layer, x):
 @pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
 @settings(max_examples=30, deadline=None)
 @given(shape=st.lists(st.integers(1, 9), min_size=2, max_size=4), outputs=st.integers(1, 40), has_bias=st.booleans())
-def test_layer_gives_the_same_numbers_and_gradients(kind, shape, outputs, has_bias):
+def test_layer_gives_the_same_numbers_and_gradients(onednn, kind, shape, outputs, has_bias):
     torch.manual_seed(sum(shape) + outputs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operators, "onednn_is_faster", lambda: True)
@@ -154,10 +159,18 @@ def test_the_library_goes_by_the_processor(monkeypatch, processor, capability, f
     assert operators.onednn_is_faster.__wrapped__() == (faster and torch.backends.mkl.is_available())
 
 
-def test_rounding_weights_once_changes_nothing(tmp_path):
-    path = tiny.save_clip(tmp_path / "clip.pt", 32, "vit")
-    plain, rounded = load_encoder(path), load_encoder(path, mixed_precision="bf16")
-    pictures = torch.randn(3, 3, 64, 64)
+@pytest.mark.parametrize("family", ["openai", "clip", "siglip", "siglip2", "dinov2", "timm"])
+def test_rounding_weights_once_changes_nothing(family, workdir):
+    if family == "openai":
+        name = tiny.save_clip("clip.pt", 32, "vit")
+    elif family == "timm":
+        name = f"timm:{tiny_towers.TIMM_VIT}"
+        tiny_towers.save_timm(f"data/weights/{tiny_towers.TIMM_VIT}")
+    else:
+        getattr(tiny_towers, f"save_hf_{family}")("tower")
+        name = "hf:./tower"
+    plain, rounded = load_encoder(name), load_encoder(name, mixed_precision="bf16")
+    pictures = torch.stack([plain.preprocess(Image.effect_noise((70, 60), 90).convert("RGB")) for _ in range(3)])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = plain.module(pictures).float()
     assert torch.equal(rounded.encode(pictures), expected)

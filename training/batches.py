@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 # A GPU computes while the next batches are packed; a CPU has no core to spare for it.
 PACKED_AHEAD = {"cuda": 4, "mps": 2}
-# Rows of one length, so that a GPU sees few shapes. Multiples of 16: attention takes such masks without copying them.
-ROW_SLOTS = (128, 256, 512, 1024)
+# Rows of one length, so that a GPU sees few shapes: with shorter ones the number of rows would differ from batch to batch.
+ROW_SLOTS = (256, 512, 1024)
 TRIED = 8  # batches
 
 

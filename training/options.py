@@ -87,9 +87,9 @@ def build_parser(description):
     group.add_argument("--accumulate", type=int, default=1, help="parts a step's --bs captions go through in, to save memory (default 1)")
     group.add_argument("--gradient_checkpointing", action="store_true", help="compute activations again in place of keeping them")
     group.add_argument("--compile", action="store_true", help="torch.compile the language model: minutes at the start, for faster steps "
-                       "on a GPU; no gain on a CPU")  # fmt: skip
+                       "on a GPU; little gain on a CPU, or a loss")  # fmt: skip
     group.add_argument("--row_tokens", type=int, metavar="N", help="tokens that every row of packed captions holds, so that a GPU sees few "
-                       "shapes (default on a GPU what wastes least of 128, 256, 512, 1024; on a CPU each batch as it fits)")  # fmt: skip
+                       "shapes (default on a GPU what wastes least of 256, 512, 1024; on a CPU each batch as it fits)")  # fmt: skip
     group.add_argument("--sampling", choices=("images", "captions"), default="images", help="draw whole images, or captions one by one")
     group.add_argument("--drop_last", action="store_true", help="drop an epoch's last part-batch, as published")
     group.add_argument("--ignore_index", type=int, help='token left out of the loss (published: 0, which is "!")')
