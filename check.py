@@ -24,7 +24,7 @@ def main(argv=None):
     @functools.cache
     def tower(name):
         from models.encoders import pick_device
-        from models.similarity import load_text_tower
+        from models.encoders.text import load_text_tower
 
         return load_text_tower(name, str(pick_device(options.device)))
 

@@ -14,15 +14,15 @@ import sys
 from pathlib import Path
 
 from common import Parser, UserError, one_line_errors
+from evaluation.metrics import CHOICES, usable_metrics
+from evaluation.origin import describe_origin
+from evaluation.references import pair_up, read_predictions
+from evaluation.scores import print_comparison, print_scores, upload_rows, write_json, write_scores
+from evaluation.scoring import HISTOGRAMS, best_of_captions, check_same_images, prepare_truth, score_system
+from evaluation.statistics import compare
+from evaluation.tokens import tokenize
+from evaluation.truth import decode_pictures, embed_for_clipscore, load_pictures, load_references, load_tower
 from prediction.captions import add_decoding_options
-from prediction.scoring import HISTOGRAMS, best_of_captions, check_same_images, prepare_truth, score_system
-from prediction.truth import decode_pictures, embed_for_clipscore, load_pictures, load_references, load_tower
-from reports.metrics import CHOICES, usable_metrics
-from reports.origin import describe_origin
-from reports.references import pair_up, read_predictions
-from reports.scores import print_comparison, print_scores, upload_rows, write_json, write_scores
-from reports.statistics import compare
-from reports.tokens import tokenize
 
 DEFAULT = ("bleu", "meteor", "rouge", "cider")
 
@@ -118,7 +118,7 @@ def main(argv=None):
         train_words = tokenize(list(dict.fromkeys(text for texts in training for text in texts)))
     more_metrics = None
     if tower is not None:
-        from reports.clipscore import clip_scores
+        from evaluation.clipscore import clip_scores
 
         def more_metrics(texts):
             return clip_scores(*embed_for_clipscore(tower, encoder, pictures, keys, texts, truth.texts))

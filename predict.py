@@ -79,7 +79,7 @@ def main(argv=None):
     from features.store import load_features
     from models.checkpoints import load_checkpoint
     from models.encoders import load_encoder, pick_device
-    from models.recognise import OURS
+    from models.published.recognise import OURS
 
     if options.out and options.out.endswith(".json") and len(options.checkpoint) > 1:
         parser.error("--out .json is COCO's result format, one caption an image: give one --checkpoint, or write .csv or .jsonl")
@@ -154,7 +154,7 @@ def main(argv=None):
         plot_explanation(found["words"], found["attention"], found["nearest"], f"{names[0]}: {text}", options.explain)
         print(f"wrote {options.explain}")
     if options.plot:
-        from models.images import read_image
+        from models.encoders.images import read_image
         from reports.plots import plot_captions
 
         texts = [[of_checkpoint[image][0][0] for of_checkpoint in captions] for image in range(len(names))]

@@ -38,7 +38,7 @@ from training.batches import packed_steps, settle_row_slots
 from training.compiling import compile_language_model
 from training.data import load_data, load_validation_data, tokenize_data
 from training.interrupt import StopRequest
-from training.optimiser import build_optimizer, learning_rate, parameter_groups, settle_warmup
+from training.optimizer import build_optimizer, learning_rate, parameter_groups, settle_warmup
 from training.options import parse_options
 from training.precision import choose_precision
 from training.probe import takes_packed_rows

@@ -10,7 +10,7 @@ from features.extract import Record, extract
 from models.decoding import generate
 from training.batches import packed_steps, settle_row_slots
 from training.data import CaptionData
-from training.optimiser import build_optimizer
+from training.optimizer import build_optimizer
 
 
 class Training:

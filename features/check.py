@@ -9,10 +9,9 @@ import itertools
 import numpy as np
 
 from common import UserError
-
-from .alignment import compare_pairs
-from .embeddings import blocks, finite_rows
-from .store import load_features
+from features.alignment import compare_pairs
+from features.embeddings import blocks, finite_rows
+from features.store import load_features
 
 LONG_WORDS, LONG_LETTERS = 60, 500  # COCO's longest caption has 50 words
 MANY = 0.01  # a share of the captions or images above which a note is a problem

@@ -6,9 +6,8 @@ import hashlib
 import numpy as np
 
 from common import UserError
-
-from .captions import LazyCaptions, rows_of
-from .embeddings import MappedEmbeddings, byte_view
+from features.captions import LazyCaptions, rows_of
+from features.embeddings import MappedEmbeddings, byte_view
 
 
 @dataclasses.dataclass

@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from common import UserError
-
-from .captions import LazyCaptions, PartCaptions, rows_of
-from .embeddings import MappedEmbeddings, blocks
+from features.captions import LazyCaptions, PartCaptions, rows_of
+from features.embeddings import MappedEmbeddings, blocks
 
 PART_ROWS = 100_000
 FLOATS = ("float16", "float32", "float64")

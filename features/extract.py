@@ -25,13 +25,12 @@ import time
 from pathlib import Path
 
 from common import UserError, keep_freed_memory, replace_file
-
-from .directory import check_replaceable, is_directory_name
-from .embeddings import MappedEmbeddings
-from .gathered import CaptionRows
-from .loading import Pictures, encode_batch, make_loader
-from .pieces import Pieces, fingerprint
-from .store import save_features
+from features.directory import check_replaceable, is_directory_name
+from features.embeddings import MappedEmbeddings
+from features.gathered import CaptionRows
+from features.loading import Pictures, encode_batch, make_loader
+from features.pieces import Pieces, fingerprint
+from features.store import save_features
 
 # image_id: str or int; image: path, the bytes of a file, or an object with read() → one of these, called where the picture is needed, and
 # a str `key` that stands for its content; captions: dicts with at least "caption", whose other keys are kept.

@@ -7,9 +7,8 @@ import shlex
 import shutil
 
 from common import UserError
-
-from .extract import extract, merge_records
-from .splits import split_by_image
+from features.extract import extract, merge_records
+from features.splits import split_by_image
 
 # The usual names of a caption column, the likeliest first; and numbered ones, all of which are taken (caption_1 … caption_5).
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "sentence", "sentences", "description", "descriptions", "alt_text", "txt", "raw")
@@ -80,7 +79,7 @@ def encoder_for(kind, load, args):
     encoder = load(args.clip_model_type, args.device, args.mixed_precision, "pooled" if kind == "audio" else args.pooling)
     hears = getattr(encoder, "modality", "image") == "audio"
     if kind == "audio":
-        from .audio import sound_encoder
+        from features.audio import sound_encoder
 
         return sound_encoder(encoder, "waveform" if hears else args.spectrogram, args.pooling)
     if hears:

@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from common import UserError, replace_file
-
-from .gathered import PieceRows, pad_vectors
+from features.gathered import PieceRows, pad_vectors
 
 
 def fingerprint(records, encoder, batch_size, fast_decode=False):

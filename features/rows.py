@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import UserError
-
-from .extract import Record
-from .own_data import texts_of
+from features.extract import Record
+from features.own_data import texts_of
 
 
 def content_of(cell, folder):

@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from common import Parser, UserError, file_stem, one_line_errors, replace_file
-
-from .content import Features, drop_empty_captions, group_by_image, join_features
-from .directory import is_directory_name, read_directory, write_directory
-from .embeddings import MappedEmbeddings, first_bad_row
-from .unpickle import RefusedPickle, read_pickle
+from features.content import Features, drop_empty_captions, group_by_image, join_features
+from features.directory import is_directory_name, read_directory, write_directory
+from features.embeddings import MappedEmbeddings, first_bad_row
+from features.unpickle import RefusedPickle, read_pickle
 
 __all__ = ["Features", "drop_empty_captions", "group_by_image", "join_features", "load_features", "save_features"]
 FORMAT_VERSION = 1
@@ -213,7 +212,7 @@ def describe(path):
 @one_line_errors
 def main(argv=None):
     """The command line of this module: describe, or check without comparing captions with images."""
-    from .check import add_options, run
+    from features.check import add_options, run
 
     parser = Parser(prog="python -m features.store", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="describe|check")

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from common import UserError, replace_file
-
-from .packing import TOKENIZED_TOGETHER, Tokens, shorten_captions, tokenize_captions
+from features.packing import TOKENIZED_TOGETHER, Tokens, shorten_captions, tokenize_captions
 
 CACHED_FROM = 100_000  # captions; fewer are tokenised in about a second
 

@@ -10,10 +10,10 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import nn
 
-from .loss import caption_loss, cross_entropy
-from .mappers import build_mapper
-from .operators import use_fast_operators
-from .tuning import apply_tuning, rest_untrained
+from models.loss import caption_loss, cross_entropy
+from models.mappers import build_mapper
+from models.operators import use_fast_operators
+from models.tuning import apply_tuning, rest_untrained
 
 
 @dataclasses.dataclass
@@ -40,13 +40,13 @@ class CaptionConfig:
     audio: dict | None = None  # how sounds became the encoder's input (features.audio); None for pictures
     mapper_heads: int | None = None  # attention heads of the encoder mapper; None means 16
     mapper_dropout: float = 0.1  # of the encoder mapper, in training
-    decoding_style: str | None = None  # "clipxgpt": the published loop of these weights (models/clipxgpt.py)
+    decoding_style: str | None = None  # "clipxgpt": the published loop of these weights (models/published/clipxgpt.py)
 
 
 class ClipCaptionModel(nn.Module, ModelHubMixin, library_name="prefixcap", pipeline_tag="image-to-text", tags=["prefixcap", "clipcap"]):
     """A mapper and a language model; parameters carry the published names (`clip_project.*`, `gpt.*`).
 
-    `from_pretrained`, `save_pretrained` and `push_to_hub` are huggingface_hub's; models/export.py says what they read and write.
+    `from_pretrained`, `save_pretrained` and `push_to_hub` are huggingface_hub's; models/hub.py says what they read and write.
     `base_model` is the captioner whose captions the prompt quotes, or None; it is no part of the parameters or the state dict.
 
     config: CaptionConfig; gpt: a transformers causal language model; tokenizer: its tokenizer.
@@ -61,7 +61,7 @@ class ClipCaptionModel(nn.Module, ModelHubMixin, library_name="prefixcap", pipel
         self.base_model = None  # the ClipCaptionModel whose captions fill {base} in the prompt
         self.read_from, self.read_whole = None, False  # its checkpoint, and whether the language model's weights came from there too
         self.encoder_source = None  # where load_encoder finds the encoder, when the checkpoint file itself holds it
-        self.recognised_as = None  # what its file was taken for, in words (models/recognise.py)
+        self.recognised_as = None  # what its file was taken for, in words (models/published/recognise.py)
         width = gpt.get_input_embeddings().weight.shape[1]
         self.clip_project = build_mapper(
             config.mapping_type,
@@ -97,13 +97,13 @@ class ClipCaptionModel(nn.Module, ModelHubMixin, library_name="prefixcap", pipel
         return super()._apply(fn, recurse)
 
     def _save_pretrained(self, save_directory):
-        from .export import write_pretrained
+        from models.hub import write_pretrained
 
         write_pretrained(self, save_directory)
 
     @classmethod
     def _from_pretrained(cls, *, model_id, **options):
-        from .export import read_pretrained
+        from models.hub import read_pretrained
 
         return read_pretrained(model_id, **options)
 

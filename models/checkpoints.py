@@ -1,8 +1,8 @@
 """Checkpoints: bare state dicts under the published names, with a readable config beside them.
 
 `{prefix}-{epoch:03d}.pt`, `{prefix}_latest.pt`, `{prefix}_best.pt` hold weights, `{prefix}.json` everything that rebuilds the model and
-says how it was made. A frozen language model is left out unless asked for. A published file has no config: models/recognise.py tells
-what it is.
+says how it was made. A frozen language model is left out unless asked for. A published file has no config:
+models/published/recognise.py tells what it is.
 
   python -m models.checkpoints describe FILE        what a file is
   python -m models.checkpoints export FILE DIR      config.json and model.safetensors, for ClipCaptionModel.from_pretrained(DIR)
@@ -21,13 +21,12 @@ from pathlib import Path
 import torch
 
 from common import UserError, replace_file
-
-from .captioner import CaptionConfig, ClipCaptionModel
-from .clipxgpt import check_vision
-from .published import find_published
-from .recognise import PUBLISHED_ALPHA, plain_state, recognise
-from .tuning import beneath_adapters, is_adapter, kept_names, merged_state, output_names, untie_output
-from .weights import find_weights, load_language_model, load_tokenizer
+from models.captioner import CaptionConfig, ClipCaptionModel
+from models.published.clipxgpt import check_vision
+from models.published.downloads import find_published
+from models.published.recognise import PUBLISHED_ALPHA, plain_state, recognise
+from models.tuning import beneath_adapters, is_adapter, kept_names, merged_state, output_names, untie_output
+from models.weights import find_weights, load_language_model, load_tokenizer
 
 # What torch and zipfile raise on a damaged file.
 DAMAGED = (
@@ -223,8 +222,8 @@ def adapter_changes(gpt, found):
 def load_checkpoint(path, gpt2_type=None, device="cpu"):
     """Build a captioner from a checkpoint file, ours or a published one → ClipCaptionModel in eval mode, with .config and .tokenizer.
 
-    path: a .pt file, a name under data/weights/, or the name of published weights (models/published.py). gpt2_type: overrides where the
-    language model's weights or tokenizer come from. Prompted checkpoints come with their .base_model; published LoRA's are merged.
+    path: a .pt file, a name under data/weights/, or the name of published weights (models.published.downloads). gpt2_type: overrides where
+    the language model's weights or tokenizer come from. Prompted checkpoints come with their .base_model; published LoRA's are merged.
     Raises UserError when the file cannot be read, is not recognised, or does not fit.
     """
     return build_captioner(open_checkpoint(path, gpt2_type), gpt2_type).to(device).eval()
@@ -287,6 +286,6 @@ def build_language_model(gpt_config):
 
 
 if __name__ == "__main__":
-    from .export import main
+    from models.hub import main
 
     sys.exit(main())

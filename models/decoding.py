@@ -8,12 +8,11 @@ import math
 import torch
 
 from common import UserError
-
-from .captioner import position_count, stop_token_id
-from .clipxgpt import decode_as_published
-from .constraints import Constraints
-from .kv_cache import Decoder
-from .prompts import add_prompts
+from models.captioner import position_count, stop_token_id
+from models.constraints import Constraints
+from models.kv_cache import Decoder
+from models.prompts import add_prompts
+from models.published.clipxgpt import decode_as_published
 
 DECODINGS = ("beam", "greedy", "sample")
 
@@ -51,7 +50,7 @@ def generate(
     → for each image, num_captions pairs (text, score), best first; score is the mean log-probability of a token, in nats, as the
     model gives it before anything is forbidden. return_ended: triples, the third whether the caption ended by its stop token.
     Where the config has a prompt, it stands between prefix and caption (models/prompts.py). Published CLIPxGPT weights decode by their own
-    greedy loop, whatever `decoding` says but "sample" (models/clipxgpt.py).
+    greedy loop, whatever `decoding` says but "sample" (models/published/clipxgpt.py).
     The model is left in eval mode. Raises UserError for arguments that do not fit.
     """
     if decoding not in DECODINGS:

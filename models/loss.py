@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .operators import OneDNNLinear, fast_matmul
+from models.operators import OneDNNLinear, fast_matmul
 
 CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MiB in float32
 

@@ -3,8 +3,7 @@
 import torch
 
 from common import UserError
-
-from .captioner import fill_prompt
+from models.captioner import fill_prompt
 
 BASE_CAPTION = "{base}"
 BASE_ENTRY_LENGTH = 67  # tokens, as published
@@ -15,7 +14,7 @@ def base_captions(base_model, clip_embedding, batch_size=64):
 
     clip_embedding: [B, D], as the captioner itself gets it (the base normalises by its own config).
     """
-    from .decoding import generate
+    from models.decoding import generate
 
     texts = []
     for start in range(0, len(clip_embedding), batch_size):

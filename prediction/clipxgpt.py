@@ -17,7 +17,7 @@ def find_checkpoints(names, size):
     Raises UserError saying what to download when these are not here.
     """
     from common import UserError
-    from models.clipxgpt import find_clipxgpt
+    from models.published.clipxgpt import find_clipxgpt
     from models.weights import find_weights
 
     if not names:
@@ -37,7 +37,7 @@ def find_checkpoints(names, size):
 
 def show_generated(model, pictures, captions, folder):
     """Print `Generated Caption: "…"` for each picture, and write {stem}-R{S|L}.jpg, the picture under its caption, into `folder`."""
-    from models.images import read_image
+    from models.encoders.images import read_image
     from reports.plots import plot_titled
 
     letter = "L" if model.config.clip_width >= 1024 else "S"

@@ -2,8 +2,8 @@
 
 import argparse
 
-from .captions import caption_all
-from .truth import embed_texts, find_tower
+from evaluation.truth import embed_texts, find_tower
+from prediction.captions import caption_all
 
 BLOCK = 4096  # embeddings that are projected together
 

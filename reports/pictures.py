@@ -76,7 +76,7 @@ def plot_scored(keys, predictions, references, folders, path):
     keys: the images in their order; predictions: dict of key → Prediction; references: References. Raises UserError where no picture
     is found.
     """
-    from .plots import plot_captions
+    from reports.plots import plot_captions
 
     found = PictureFolders(folders)
     images, texts = [], []

@@ -15,9 +15,8 @@ import tempfile
 from pathlib import Path
 
 from common import Parser, UserError, one_line_errors, replace_file
-
-from . import page
-from .pictures import PictureFolders, data_uri, picture_uri
+from reports import page
+from reports.pictures import PictureFolders, data_uri, picture_uri
 
 SHOWN = 8  # best captions, and worst ones
 METRICS = "_metrics.jsonl"
@@ -76,7 +75,7 @@ def find_scores(out_dir, given):
 
 def draw_curves(lines, title):
     """The curves of a run as a picture that the page holds."""
-    from .plots import plot_training
+    from reports.plots import plot_training
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "curves.svg"

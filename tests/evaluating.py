@@ -54,7 +54,7 @@ def write_coco():
 
 
 def stand_in_tower(mini_demo, monkeypatch):
-    """Let models.similarity give the mini demo's own CLIP, through OpenAI's library, as text tower of every encoder but "tinyvit"."""
+    """Let models.encoders.text give the mini demo's own CLIP, through OpenAI's library, as text tower of every encoder but "tinyvit"."""
     import clip
     import torch
 
@@ -71,7 +71,7 @@ def stand_in_tower(mini_demo, monkeypatch):
         def project(self, clip_embedding):
             return torch.nn.functional.normalize(clip_embedding.float(), dim=-1)
 
-    stand_in = types.ModuleType("models.similarity")
+    stand_in = types.ModuleType("models.encoders.text")
     stand_in.load_text_tower = lambda name, device="cpu": None if name == "tinyvit" else Tower()
-    monkeypatch.setitem(sys.modules, "models.similarity", stand_in)
+    monkeypatch.setitem(sys.modules, "models.encoders.text", stand_in)
     return Tower

@@ -36,7 +36,7 @@ def run(capsys, *words, main=check.main, code=0):
 @pytest.fixture
 def no_towers(monkeypatch):
     """Encoders that all have no text tower."""
-    monkeypatch.setitem(sys.modules, "models.similarity", types.SimpleNamespace(load_text_tower=lambda name, device="cpu": None))
+    monkeypatch.setitem(sys.modules, "models.encoders.text", types.SimpleNamespace(load_text_tower=lambda name, device="cpu": None))
 
 
 def test_a_true_file_is_aligned_and_a_shuffled_one_is_not(mini_demo, tmp_path, capsys):
@@ -63,7 +63,7 @@ def test_rows_out_of_step_from_some_row_on_are_located(tmp_path, capsys, monkeyp
     images = torch.nn.functional.normalize(torch.randn(800, 16, generator=torch.Generator().manual_seed(1)), dim=1)
     known = dict(zip(texts, images))
     tower = types.SimpleNamespace(encode_text=lambda batch: torch.stack([known[text] for text in batch]), project=lambda rows: rows)
-    monkeypatch.setitem(sys.modules, "models.similarity", types.SimpleNamespace(load_text_tower=lambda name, device="cpu": tower))
+    monkeypatch.setitem(sys.modules, "models.encoders.text", types.SimpleNamespace(load_text_tower=lambda name, device="cpu": tower))
     shifted = torch.cat([images[:600], images[601:], images[600:601]])  # one picture left out, its row taken by the next
     problems, (report,) = run(capsys, save(tmp_path / "a.pkl", texts=texts, embedding=shifted), code=1)
     (first, _), *_, (_, last) = report["alignment"]["rows_without_gap"]
@@ -73,7 +73,7 @@ def test_rows_out_of_step_from_some_row_on_are_located(tmp_path, capsys, monkeyp
 
 def test_embeddings_that_do_not_fit_the_named_encoder_are_a_problem(tmp_path, capsys, monkeypatch):
     tower = types.SimpleNamespace(encode_text=lambda texts: torch.ones(len(texts), 4), project=lambda rows: rows)
-    monkeypatch.setitem(sys.modules, "models.similarity", types.SimpleNamespace(load_text_tower=lambda name, device="cpu": tower))
+    monkeypatch.setitem(sys.modules, "models.encoders.text", types.SimpleNamespace(load_text_tower=lambda name, device="cpu": tower))
     problems, _ = run(capsys, save(tmp_path / "a.pkl"), code=1)
     assert len(problems) == 1 and "not what ViT-B/32 gives" in problems[0] and "16 wide" in problems[0]
     with pytest.raises(SystemExit) as end:

@@ -118,7 +118,7 @@ def test_a_picture_longer_than_memory_allows_is_seen_by_its_middle(workdir, monk
     pixels = np.random.default_rng(0).integers(0, 256, (2, 4001, 3), dtype=np.uint8)
     for picture in (Image.fromarray(pixels), Image.fromarray(pixels.transpose(1, 0, 2))):
         whole = encoder.preprocess(picture)
-        monkeypatch.setattr("models.preprocess.MOST_RESIZED_PIXELS", 64 * 64 * 101)
+        monkeypatch.setattr("models.encoders.preprocess.MOST_RESIZED_PIXELS", 64 * 64 * 101)
         assert encoder.preprocess(picture).shape == (3, 64, 64)
         assert (encoder.preprocess(picture) - whole).abs().max() < 0.02, "the same middle, to one level in 255"
         monkeypatch.undo()

@@ -6,7 +6,7 @@ import pytest
 
 import predict
 from evaluating import FAST, read, refuse, run, stand_in_tower, write, write_coco
-from reports import tokens
+from evaluation import tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -80,7 +80,7 @@ def test_without_java_the_scores_that_need_none_are_given_and_the_tokeniser_is_n
 
 def test_spice_without_its_models_is_refused_before_anything_is_decoded(mini_demo, capsys, monkeypatch):
     monkeypatch.setattr("pycocoevalcap.spice.get_stanford_models.JAR", "no-such-models")
-    monkeypatch.setattr("reports.metrics.java_is_here", lambda: True)
+    monkeypatch.setattr("evaluation.metrics.java_is_here", lambda: True)
     words = ["--data", mini_demo / "heldout.pkl", "--checkpoint", "absent.pt", "--metrics", "bleu", "spice"]
     assert "SPICE lacks no-such-models.jar" in refuse(capsys, *words)
 

@@ -12,7 +12,7 @@ import weight_files
 from models.captioner import CaptionConfig, ClipCaptionModel
 from models.checkpoints import config_path, load_checkpoint, save_checkpoint, save_config
 from models.decoding import generate
-from models.export import main
+from models.hub import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STOP = 13

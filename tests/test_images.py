@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tiny
-from models.images import FORMATS, UPRIGHT, UnreadableImage, read_image
+from models.encoders.images import FORMATS, UPRIGHT, UnreadableImage, read_image
 
 RANDOM = np.random.default_rng(7)
 COLOUR = RANDOM.integers(0, 256, (12, 17, 3), dtype=np.uint8)

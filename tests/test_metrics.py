@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from common import UserError
-from reports import metrics, statistics, tokens
-from reports.clipscore import clip_scores
-from reports.variety import describe_captions, repeats_ngram
+from evaluation import metrics, statistics, tokens
+from evaluation.clipscore import clip_scores
+from evaluation.variety import describe_captions, repeats_ngram
 
 needs_java = pytest.mark.skipif(not tokens.java_is_here(), reason="no Java here")
 ODD = [

@@ -107,7 +107,7 @@ def check_picture_notebook(notebook, demo, sources, grid=slice(None)):
 
     from models.checkpoints import load_checkpoint
     from models.encoders import load_encoder
-    from models.images import read_image
+    from models.encoders.images import read_image
 
     encoder = load_encoder(demo.encoder)
     pictures = [read_image(source) for source in sources]
@@ -231,7 +231,7 @@ def test_every_import_of_a_notebook_resolves(stem):
 
 @pytest.mark.parametrize("stem", NOTEBOOKS)
 def test_the_names_files_and_options_in_a_notebook_exist(stem):
-    from models.published import WEIGHTS
+    from models.published.downloads import WEIGHTS
 
     notebook = read_notebook(stem)
     names = re.findall(r'^NAME = "(\w+)"', "\n".join(code_of(notebook)), re.MULTILINE)

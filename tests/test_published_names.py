@@ -7,8 +7,8 @@ import gdown
 import pytest
 
 from common import UserError
-from models import published
-from models.published import WEIGHTS, find_published
+from models.published import downloads as published
+from models.published.downloads import WEIGHTS, find_published
 
 CONTENT = b"PK\x03\x04 weights"
 

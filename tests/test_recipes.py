@@ -97,10 +97,10 @@ def call(words):
 @pytest.fixture
 def bash(tree, tmp_path, monkeypatch):
     """A Bash whose commands run in the tree, without Java's start-up."""
-    import reports.tokens
+    import evaluation.tokens
 
     monkeypatch.chdir(tree)
-    monkeypatch.setattr(reports.tokens, "java_is_here", lambda: False)
+    monkeypatch.setattr(evaluation.tokens, "java_is_here", lambda: False)
     return Bash(tree, tmp_path)
 
 

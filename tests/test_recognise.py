@@ -150,7 +150,7 @@ def test_published_gpt2_widths_need_no_telling(tmp_path, languages):
         shapes = weight_files.under("gpt.", weight_files.gpt2_shapes(width, layers, 5, 4))
         shapes |= weight_files.under("clip_project.", weight_files.mapper_shapes("mlp", 512, width, 10))
         state = {key: torch.empty(1).expand(shape) for key, shape in shapes.items()}
-        from models.recognise import recognise
+        from models.published.recognise import recognise
 
         config = recognise(state, "file.pt").config
         assert (config.gpt2_type, config.gpt_config["n_head"], config.gpt_config["n_layer"]) == (name, heads, layers)

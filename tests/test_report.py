@@ -22,7 +22,7 @@ NASTY = "<script>document.title='taken'</script> & \"quotes\" 'n <img src=x oner
 @pytest.fixture
 def run_folder(workdir, monkeypatch):
     """out/, as train.py and evaluate.py leave it: one run, one file of scores, captions with HTML in them; and photos/ with pictures."""
-    for module in ("reports.tokens", "prediction.scoring"):  # the plain tokeniser is the sooner one
+    for module in ("evaluation.tokens", "evaluation.scoring"):  # the plain tokeniser is the sooner one
         monkeypatch.setattr(f"{module}.java_is_here", lambda: False)
     truth = write_coco()
     content = json.loads(Path("captions_val2017.json").read_text())

@@ -11,7 +11,7 @@ import tiny
 import tiny_towers
 from common import UserError
 from models.encoders import load_encoder
-from models.similarity import load_text_tower
+from models.encoders.text import load_text_tower
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = tiny_towers.TEXTS

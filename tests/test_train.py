@@ -9,7 +9,7 @@ from PIL import Image
 
 import tiny
 import train
-from training.optimiser import learning_rate
+from training.optimizer import learning_rate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 THINGS = ["dogs", "cats", "cars"] * 4

@@ -106,7 +106,7 @@ def test_gradient_checkpointing_runs_each_block_again_and_changes_no_bit(data, l
 
 
 def test_rates_and_decay_fall_where_they_should(language_models):
-    from training.optimiser import parameter_groups, settle_warmup
+    from training.optimizer import parameter_groups, settle_warmup
 
     model = build(language_models / "gpt2", "full")
     names = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -137,10 +137,10 @@ def test_a_validation_due_where_a_run_was_stopped_is_made_up_for(data, tiny_gpt2
 
 def test_the_best_by_cider_is_the_validation_of_highest_cider(data, tiny_gpt2, monkeypatch):
     """The loss falls from epoch to epoch; CIDEr is made to be highest after the second."""
-    import reports.metrics
+    import evaluation.metrics
 
     ciders = iter([0.1, 0.3, 0.2])
-    monkeypatch.setattr(reports.metrics, "score_cider", lambda *_: reports.metrics.mean_metric(np.full(4, next(ciders))))
+    monkeypatch.setattr(evaluation.metrics, "score_cider", lambda *_: evaluation.metrics.mean_metric(np.full(4, next(ciders))))
     assert train.main(words(tiny_gpt2, "--epochs", 3, "--val_data", "val.pkl", "--best_by", "cider")) == 0
     assert [line["val_cider"] for line in validated()] == [0.1, 0.3, 0.2] and validated()[2]["val_loss"] < validated()[1]["val_loss"]
     assert Path("out/coco_prefix_best.pt").read_bytes() == Path("out/coco_prefix-001.pt").read_bytes()

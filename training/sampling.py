@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .compiling import uncompiled
+from training.compiling import uncompiled
 
 SHOWN = 6  # sample captions in the table
 BATCH = 50  # images decoded at once
@@ -14,7 +14,7 @@ class CaptionSample:
 
     def __init__(self, data, count):
         """data: training.data.CaptionData; count: images, at most."""
-        from reports.tokens import tokenize_plain
+        from evaluation.tokens import tokenize_plain
 
         captions, rows = data.features.captions, np.unique(data.caption_rows)
         if count < len(rows):
@@ -36,9 +36,9 @@ class CaptionSample:
         val_distinct_references (different captions, different first references), val_ended (share that ended by the stop token).
         Leaves the model in eval mode and may move the random generators.
         """
+        from evaluation.metrics import score_cider
+        from evaluation.tokens import tokenize_plain
         from models.decoding import generate
-        from reports.metrics import score_cider
-        from reports.tokens import tokenize_plain
 
         decoded = []
         with uncompiled(model):

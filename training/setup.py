@@ -4,8 +4,7 @@ import shlex
 import sys
 
 from common import UserError
-
-from .start import choose_start, take_weights
+from training.start import choose_start, take_weights
 
 
 def build_model(options, features, say):

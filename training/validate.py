@@ -68,7 +68,7 @@ class Validation:
 
     def __init__(self, model, captioner, data, options, accelerator, say):
         """model: as accelerator.prepare gave it; captioner: the same, bare; data: CaptionData; options: bs and val_captions."""
-        from .sampling import TOKENISER, CaptionSample
+        from training.sampling import TOKENISER, CaptionSample
 
         self.model, self.captioner, self.data, self.bs, self.accelerator = model, captioner, data, options.bs, accelerator
         first = accelerator.is_main_process and options.val_captions
@@ -81,7 +81,7 @@ class Validation:
 
         Samples are of the first process alone. Random generators are left as they were, so that training goes on as without it.
         """
-        from .state import random_states, restore_random_states
+        from training.state import random_states, restore_random_states
 
         random, was_training = random_states(), self.model.training
         loss, gap = validation_loss(self.model, self.data, self.bs, self.accelerator)

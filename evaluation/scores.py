@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 from common import UserError, replace_file
-
-from .references import list_some
+from evaluation.references import list_some
 
 ROUNDED = 6  # decimals of an image's own scores
 VARIETY = {
@@ -52,7 +51,7 @@ def print_scores(about, scored, sources):
 
 
 def print_comparison(comparison):
-    """Print the paired test of two sets of captions: what reports.statistics.compare gave."""
+    """Print the paired test of two sets of captions: what evaluation.statistics.compare gave."""
     print(f"\n{'second - first, × 100':32}{'difference, 95 % interval':>28}{'p':>10}")
     for name, one in comparison.items():
         low, high = (100 * end for end in one["interval"])
@@ -77,7 +76,7 @@ def write_scores(path, about, scored, systems, keys, sources, comparison, made_b
     """Write scores.json and, beside it, {stem}.predictions.json; of a second set "other" and {stem}.predictions.2.json.
 
     about, scored, sources: as print_scores takes them; systems: list of dicts of key → Prediction; keys: the order of the images;
-    comparison: what reports.statistics.compare gave, or None; made_by: what reports.origin.describe_origin gave;
+    comparison: what evaluation.statistics.compare gave, or None; made_by: what evaluation.origin.describe_origin gave;
     best: None, or (name, list of lists of float): each image's best score among its captions; references: References, or None.
     Predictions are in COCO's result format, with more keys: file_name, score and ended where known, captions where there are several,
     references, and the image's own scores under "metrics".

@@ -16,7 +16,7 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 
 def describe_checkpoint(path, gpt2_type=None):
     """What a checkpoint file is → text of several lines: kind, parts with their parameters, config. No model is built."""
-    from .checkpoints import open_checkpoint
+    from models.checkpoints import open_checkpoint
 
     found = open_checkpoint(path, gpt2_type)
     parts = {"mapper": "clip_project.", "language model": "gpt."}
@@ -48,7 +48,7 @@ def write_pretrained(model, folder):
     """Write a captioner into `folder`, made if need be: config, weights as safetensors, tokenizer. Raises UserError when it cannot."""
     from safetensors.torch import save_file
 
-    from .checkpoints import trained_state
+    from models.checkpoints import trained_state
 
     folder = Path(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained_state(model, full=True).items()}
@@ -71,9 +71,9 @@ def read_pretrained(source, revision=None, cache_dir=None, force_download=False,
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from .checkpoints import build_captioner, read_config
-    from .recognise import recognise
-    from .weights import load_tokenizer
+    from models.checkpoints import build_captioner, read_config
+    from models.published.recognise import recognise
+    from models.weights import load_tokenizer
 
     folder = Path(source)
     if not folder.is_dir():
@@ -113,7 +113,7 @@ def main(argv=None):
     if options.command == "describe":
         print(describe_checkpoint(options.file, options.gpt2_type))
         return 0
-    from .checkpoints import load_checkpoint
+    from models.checkpoints import load_checkpoint
 
     if Path(options.dir).is_file():
         raise UserError(f"{options.dir} is a file; expected a folder to write into.")

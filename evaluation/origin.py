@@ -6,7 +6,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from .tokens import java_is_here
+from evaluation.tokens import java_is_here
 
 PACKAGES = ("torch", "transformers", "numpy", "pycocoevalcap")
 

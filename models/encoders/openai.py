@@ -5,11 +5,10 @@ import zipfile
 from pathlib import Path
 
 from common import UserError
-
-from . import weights
-from .preprocess import Preprocess
-from .towers import Tower, no_tokens
-from .weights import NOT_WEIGHTS, find_weights, first_line, weights_folder
+from models import weights
+from models.encoders.encoder import Tower, no_tokens
+from models.encoders.preprocess import Preprocess
+from models.weights import NOT_WEIGHTS, find_weights, first_line, weights_folder
 
 # The names OpenAI gave its models, in the order of their library.
 CLIP_NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")

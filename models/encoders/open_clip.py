@@ -4,10 +4,9 @@ import os
 from pathlib import Path
 
 from common import UserError
-
-from .preprocess import Preprocess
-from .towers import finish_tower
-from .weights import NOT_WEIGHTS, find_weights, first_line, hub_file, load_from_library, pick_file, weights_folder
+from models.encoders.encoder import finish_tower
+from models.encoders.preprocess import Preprocess
+from models.weights import NOT_WEIGHTS, find_weights, first_line, hub_file, load_from_library, pick_file, weights_folder
 
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 

@@ -1,6 +1,6 @@
 """Picture file → tensor: reading, then the transform of the encoder's own library."""
 
-from .images import read_image
+from models.encoders.images import read_image
 
 # A 1 x 8000 picture grows enormous when its short side is scaled up; beyond this many pixels its ends, cropped later anyway, go first.
 MOST_RESIZED_PIXELS = 2**26

@@ -6,9 +6,8 @@ E width of the language model, D width of an embedding, P prefix_length, K clip_
 from collections import Counter
 
 from common import UserError
-
-from .captioner import CaptionConfig
-from .mappers import ENCODER_HEADS
+from models.captioner import CaptionConfig
+from models.mappers import ENCODER_HEADS
 
 # GPT-2's number of heads is not in its shapes; these widths settle it (distilgpt2 and gpt2, -medium, -large, -xl).
 GPT2_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25}
@@ -69,7 +68,7 @@ def _count_layers(state, prefix, least):
 def infer_config(found, path, clipxgpt, hints, gpt2_type):
     """A published file's names and shapes → CaptionConfig.
 
-    found: models.recognise.Recognised; clipxgpt: whether it has CLIPxGPT's names; hints, gpt2_type: as for recognise.
+    found: models.published.recognise.Recognised; clipxgpt: whether it has CLIPxGPT's names; hints, gpt2_type: as for recognise.
     Published ClipCap weights stop at "." and take ViT-B/32 (512 wide) or RN50x4 (640) features; the 640-wide transformer was trained
     on normalised ones. CLIPxGPT's stop at end-of-text and take a CLIP vision tower's features before the projection.
     """
@@ -150,7 +149,7 @@ def _head_count(width, hints, gpt2_type, path):
     """The number of heads of a GPT-2: what the hints say, else by width, else what the language model of that name has."""
     heads = hints.get("n_head", GPT2_HEADS.get(width))
     if heads is None and gpt2_type is not None:
-        from .weights import load_language_model_config
+        from models.weights import load_language_model_config
 
         config = load_language_model_config(gpt2_type)
         heads = config.num_attention_heads if config.hidden_size == width else None

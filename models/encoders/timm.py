@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 from common import UserError
-
-from .preprocess import Preprocess
-from .towers import finish_tower
-from .weights import NOT_WEIGHTS, find_weights, first_line, hub_file, pick_file, read_state, weights_folder
+from models.encoders.encoder import finish_tower
+from models.encoders.preprocess import Preprocess
+from models.weights import NOT_WEIGHTS, find_weights, first_line, hub_file, pick_file, read_state, weights_folder
 
 TINYVIT = "tiny_vit_21m_224.dist_in22k_ft_in1k"  # timm's name of the nearest public weights
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm names them on the hub

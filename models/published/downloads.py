@@ -5,8 +5,7 @@ import hashlib
 from pathlib import Path
 
 from common import UserError, replace_file
-
-from .weights import hub_is_reachable, weights_folder
+from models.weights import hub_is_reachable, weights_folder
 
 DRIVE = "https://drive.google.com"
 

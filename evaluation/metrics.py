@@ -1,15 +1,14 @@
 """The scores of captions. pycocoevalcap computes them; here they are called, kept image by image, and checked for what they need.
 
-N images. Candidates and references are given as words (reports.tokens.tokenize), one candidate an image. pycocoevalcap's CIDEr is
+N images. Candidates and references are given as words (evaluation.tokens.tokenize), one candidate an image. pycocoevalcap's CIDEr is
 CIDEr-D (arXiv:1411.5726, section 6): there is one number, called CIDEr.
 """
 
 from pathlib import Path
 
 from common import UserError
-
-from .statistics import Metric, mean_metric
-from .tokens import NO_JAVA, java_is_here
+from evaluation.statistics import Metric, mean_metric
+from evaluation.tokens import NO_JAVA, java_is_here
 
 CHOICES = ("bleu", "meteor", "rouge", "cider", "spice", "spider", "clipscore")
 NEED_JAVA = ("meteor", "spice", "spider")

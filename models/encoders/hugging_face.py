@@ -4,10 +4,9 @@ import contextlib
 from pathlib import Path
 
 from common import UserError
-
-from .preprocess import Preprocess
-from .towers import finish_tower
-from .weights import load_from_library
+from models.encoders.encoder import finish_tower
+from models.encoders.preprocess import Preprocess
+from models.weights import load_from_library
 
 VISION_FILES = "config.json, preprocessor_config.json and model.safetensors"
 VISION_TOWERS_ONLY = ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model")

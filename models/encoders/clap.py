@@ -1,10 +1,9 @@
 """CLAP, a sound encoder of the Hugging Face hub: clap:REPO_OR_DIR."""
 
 from common import UserError
-
-from .towers import Tower, no_tokens
-from .towers_hf import check_keys, expected_in, quiet
-from .weights import load_from_library
+from models.encoders.encoder import Tower, no_tokens
+from models.encoders.hugging_face import check_keys, expected_in, quiet
+from models.weights import load_from_library
 
 AUDIO_FILES = "config.json, preprocessor_config.json and model.safetensors"
 

@@ -22,24 +22,23 @@ import os
 from pathlib import Path
 
 from common import UserError
-
-from .preprocess import Preprocess
-from .towers_clap import build_clap
-from .towers_clip import CLIP_NAMES, build_clip
-from .towers_hf import build_hf
-from .towers_openclip import build_openclip
-from .towers_timm import TINYVIT, build_timm, build_tinyvit
+from models.encoders.clap import build_clap
+from models.encoders.hugging_face import build_hf
+from models.encoders.open_clip import build_openclip
+from models.encoders.openai import CLIP_NAMES, build_clip
+from models.encoders.preprocess import Preprocess
+from models.encoders.timm import TINYVIT, build_timm, build_tinyvit
 
 __all__ = ["BUILDERS", "CLIP_NAMES", "TINYVIT", "Encoder", "Preprocess", "find_builder", "load_encoder", "pick_device"]
 
 
 def _build_clipxgpt(name, pooling):
-    from .clipxgpt import build_encoder  # imports torch, without which --help is fast
+    from models.published.clipxgpt import build_encoder  # imports torch, without which --help is fast
 
     return build_encoder(name, pooling)
 
 
-# Name, or beginning of a name → builder(name, pooling) → models.towers.Tower.
+# Name, or beginning of a name → builder(name, pooling) → models.encoders.encoder.Tower.
 BUILDERS = {
     **dict.fromkeys(CLIP_NAMES, build_clip),
     "tinyvit": build_tinyvit,
@@ -117,7 +116,7 @@ def load_encoder(name, device="cpu", mixed_precision="no", pooling="pooled"):
     weights, tokens asked of a tower without any, and weights that are neither here nor within reach (saying what to download and where to
     put it).
     """
-    from .operators import use_fast_operators  # imports torch, without which --help is fast
+    from models.operators import use_fast_operators  # imports torch, without which --help is fast
 
     name = os.fspath(name)
     if pooling not in POOLINGS:

@@ -3,11 +3,11 @@
 import dataclasses
 
 from common import UserError
-from reports.metrics import score_captions, score_cider, score_subset
-from reports.references import DOMAINS, list_some
-from reports.statistics import bootstrap
-from reports.tokens import PLAIN, PTB, java_is_here, tokenize
-from reports.variety import describe_captions
+from evaluation.metrics import score_captions, score_cider, score_subset
+from evaluation.references import DOMAINS, list_some
+from evaluation.statistics import bootstrap
+from evaluation.tokens import PLAIN, PTB, java_is_here, tokenize
+from evaluation.variety import describe_captions
 
 # What --histogram may draw: scores that a caption has by itself, at no cost worth naming.
 HISTOGRAMS = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4", "rouge": "ROUGE-L", "cider": "CIDEr"}
@@ -38,7 +38,7 @@ class Scored:
     """One set of captions with its scores."""
 
     words: list  # N captions, tokenised
-    metrics: dict  # name → reports.statistics.Metric
+    metrics: dict  # name → evaluation.statistics.Metric
     intervals: dict  # name → (low, high), or empty
     captions: dict  # what describe_captions says
     domains: dict  # domain → dict of name → score, and images; empty but for nocaps
@@ -64,7 +64,7 @@ def check_same_images(systems, sources):
 def score_system(predictions, truth, metrics, options, more_metrics=None, train_words=None):
     """Score a set of captions → Scored.
 
-    predictions: dict of key → Prediction; truth: Truth; metrics: names as reports.metrics.CHOICES; options: bootstrap and seed;
+    predictions: dict of key → Prediction; truth: Truth; metrics: names as evaluation.metrics.CHOICES; options: bootstrap and seed;
     more_metrics: list of candidates' texts → dict of name → Metric (CLIPScore), or None; train_words: training captions, or None.
     """
     best = [predictions[key].captions[0] for key in truth.keys]

@@ -1,6 +1,6 @@
 """CLIPScore and RefCLIPScore (arXiv:2104.08718), from embeddings in CLIP's joint space. N images, J width of the joint space."""
 
-from .statistics import mean_metric
+from evaluation.statistics import mean_metric
 
 WEIGHT = 2.5  # section 3.1: stretches the cosines that occur over most of 0 to 1
 TEXT_PREFIX = "A photo depicts "  # section 3.1: put before every caption

@@ -4,10 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from common import UserError, keep_freed_memory
-from reports.clipscore import TEXT_PREFIX
-from reports.references import Prediction, References, image_key, list_some, name_domain, read_references
-
-from .captions import caption_all, check_width
+from evaluation.clipscore import TEXT_PREFIX
+from evaluation.references import Prediction, References, image_key, list_some, name_domain, read_references
+from prediction.captions import caption_all, check_width
 
 TEXT_SUFFIXES = (".json", ".csv")
 # A sound is not depicted: CLAP reads the caption as it stands.
@@ -94,7 +93,7 @@ def load_tower(pictures, name, device):
 def find_tower(name, device, wish):
     """The text tower of an encoder → TextTower. Raises UserError where it has none; wish: what wants it, for the error."""
     from models.encoders import pick_device
-    from models.similarity import load_text_tower
+    from models.encoders.text import load_text_tower
 
     tower = load_text_tower(name, pick_device(device))
     if tower is None:

@@ -8,14 +8,13 @@ from pathlib import Path
 import torch
 
 from common import UserError
-
-from .published import WEIGHTS, find_published
+from models.published.downloads import WEIGHTS, find_published
 
 MOST_TOKENS = 40  # as published
 # Heads of CLIP's vision towers by width; what remains has heads 64 wide, as all of OpenAI's.
 VISION_HEADS = {768: 12, 1024: 16}
 VISION_HEAD_WIDTH = 64
-NAMES = {"S": "flickr_small", "L": "flickr_large"}  # in models/published.py
+NAMES = {"S": "flickr_small", "L": "flickr_large"}  # in models/published/downloads.py
 FOLDERS = {"S": "small", "L": "large"}
 
 
@@ -139,10 +138,10 @@ def check_vision(state, path):
 
 def build_encoder(name, pooling):
     """ "clipxgpt:FILE" → Tower, as models.encoders builds every encoder: after the post layer norm, before any projection."""
-    from .recognise import open_vision
-    from .towers import finish_tower
-    from .towers_clip import openai_preprocess
-    from .towers_hf import vision_module
+    from models.encoders.encoder import finish_tower
+    from models.encoders.hugging_face import vision_module
+    from models.encoders.openai import openai_preprocess
+    from models.published.recognise import open_vision
 
     path = name.partition(":")[2]
     state = open_vision(path)

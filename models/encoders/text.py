@@ -9,13 +9,12 @@ cosines = tower.project(clip_embedding) @ tower.encode_text(captions).T         
 import dataclasses
 
 from common import UserError
-
-from .encoders import find_builder, pick_device
-from .towers_clap import build_clap
-from .towers_clip import build_clip, load_clip
-from .towers_hf import VISION_TOWERS_ONLY, build_hf, check_keys, expected_in, quiet
-from .towers_openclip import build_openclip, load_openclip, load_openclip_tokenizer
-from .weights import load_from_library
+from models.encoders import find_builder, pick_device
+from models.encoders.clap import build_clap
+from models.encoders.hugging_face import VISION_TOWERS_ONLY, build_hf, check_keys, expected_in, quiet
+from models.encoders.open_clip import build_openclip, load_openclip, load_openclip_tokenizer
+from models.encoders.openai import build_clip, load_clip
+from models.weights import load_from_library
 
 TEXTS_TOGETHER = 256  # texts encoded in one batch
 TEXT_FILES = "config.json, model.safetensors, tokenizer.json and tokenizer_config.json"
@@ -64,7 +63,7 @@ def load_text_tower(name, device="cpu"):
     """
     import torch
 
-    from .operators import use_fast_operators
+    from models.operators import use_fast_operators
 
     name = str(name)
     load = TEXT_TOWERS.get(find_builder(name))
