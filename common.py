@@ -5,14 +5,11 @@ Standard library only, so that a script's --help stays fast.
 
 import argparse
 import contextlib
-import ctypes
 import functools
 import hashlib
 import os
 import sys
 from pathlib import Path
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class UserError(ValueError):
@@ -56,22 +53,6 @@ def one_line_errors(main):
     return wrapped
 
 
-def keep_freed_memory(device="cpu"):
-    """Have the C library keep the memory that large tensors free, on a CPU, for those that come next.
-
-    By default glibc gives pieces of more than some megabytes back to the system, which hands them out anew, zeroed page by page: a fifth
-    of a training step. At most 512 MiB that nobody uses are kept. Does nothing for another device or under another C library.
-    """
-    if str(device) != "cpu":
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    mallopt(M_MMAP_THRESHOLD, 2**28)
-    mallopt(M_TRIM_THRESHOLD, 2**29)
-
-
 @contextlib.contextmanager
 def replace_file(path):
     """Give a temporary path beside `path`; on success flush it and rename it over `path`, on failure remove it.
@@ -96,24 +77,3 @@ def replace_file(path):
         raise UserError(f"cannot write {path}: {error.strerror}. Free some room, or give another place.") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def file_stem(name):
-    """Turn an encoder's name into a part of a file name.
-
-    As published: "ViT-B/32" → "ViT-B_32"; "hf:openai/clip" → "hf_openai_clip"; a path, also behind a family's name, → its stem.
-    """
-
-    def stem(path):
-        path = Path(os.path.abspath(path))
-        return path.name if path.is_dir() else path.stem
-
-    if Path(name).exists():
-        return stem(name)
-    family, _, rest = name.partition(":")
-    before, _, path = rest.partition("/")
-    if family.isidentifier() and rest and Path(rest).exists():
-        return f"{family}_{stem(rest)}"
-    if family.isidentifier() and path and Path(path).is_file():  # open_clip:ARCH/PATH
-        return f"{family}_{before.replace(':', '_')}_{stem(path)}"
-    return name.replace("/", "_").replace(":", "_")

@@ -26,8 +26,9 @@ import sys
 import unicodedata
 from pathlib import Path
 
-from common import Parser, UserError, file_stem, one_line_errors
+from common import Parser, UserError, one_line_errors
 from features.audio import SPECTROGRAMS, is_sound, sound_encoder
+from features.encoder_names import file_stem
 from features.extract import Record, add_options, check_images, extract, extract_options
 from models.encoders import load_encoder
 
@@ -124,12 +125,16 @@ def default_out(captions, clip_model_type):
 @one_line_errors
 def main(argv=None):
     """Read captions, find the sounds, encode them, write the feature file."""
+    from models.operators import accelerate_model  # imports torch, which --help does without
+
     args = parse_options(argv)
     sounds = read_captions(args.captions_path, args.captions)
     finder = SoundFinder(args.audio_path)
     records = [Record(image_id, finder.find(rows[0]["file_name"]), rows) for image_id, rows in sounds.items()]
     check_images(records, args.max_skipped, "sounds")
-    encoder = sound_encoder(load_encoder(args.clip_model_type, args.device, args.mixed_precision), args.spectrogram, args.pooling)
+    encoder = load_encoder(args.clip_model_type, args.device, args.mixed_precision)
+    accelerate_model(encoder.module)
+    encoder = sound_encoder(encoder, args.spectrogram, args.pooling)
     out, split = default_out(args.captions_path, args.clip_model_type)
     out = args.out or out
     extract(records, encoder, out, source=args.captions_path, split=split, **extract_options(args))

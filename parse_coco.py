@@ -29,8 +29,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from common import Parser, UserError, file_stem, one_line_errors
+from common import Parser, UserError, one_line_errors
 from features.annotations import COCO_FORM, KARPATHY_SPLITS, is_karpathy, is_nocaps, read_coco, read_json, read_karpathy
+from features.encoder_names import file_stem
 from features.extract import Record, add_options, check_images, extract, extract_options
 from models.encoders import load_encoder
 
@@ -103,12 +104,15 @@ class PictureFinder:
 @one_line_errors
 def main(argv=None):
     """Read annotations, find the pictures, encode them, write the feature file."""
+    from models.operators import accelerate_model  # imports torch, which --help does without
+
     args = parse_options(argv)
     images, split, folder = read_annotations(args.annotations, args.split)
     finder = PictureFinder(args.images or [folder])
     records = [Record(rows[0]["image_id"], finder.find(key, name), rows) for key, (name, rows) in images.items() if rows]
     check_images(records, args.max_skipped)
     encoder = load_encoder(args.clip_model_type, args.device, args.mixed_precision, args.pooling)
+    accelerate_model(encoder.module)
     out = args.out or folder / f"oscar_split_{file_stem(args.clip_model_type)}_{split}.pkl"
     extract(records, encoder, out, source=args.annotations, split=split, **extract_options(args))
     print(f"next: python train.py --data {shlex.quote(str(out))} --out_dir ./coco_train/")

@@ -29,7 +29,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from common import Parser, UserError, file_stem, one_line_errors
+from common import Parser, UserError, one_line_errors
+from features.encoder_names import file_stem
 from features.extract import Record, add_options, check_images, extract, extract_options, whole_number
 from features.shards import REMOTE, FetchError, expand_shards, fetch_shard, index_shard, read_failures
 from models.encoders import load_encoder
@@ -181,6 +182,8 @@ def _copies(out):
 @one_line_errors
 def main(argv=None):
     """Read each split by itself, find the pictures, encode them, write its feature file."""
+    from models.operators import accelerate_model  # imports torch, which --help does without
+
     args = parse_options(argv)
     splits = find_splits(args)
     outs = [args.out or args.data_root / f"conceptual_clip_{file_stem(args.clip_model_type)}_{split}.pkl" for split, _, _ in splits]
@@ -192,6 +195,7 @@ def main(argv=None):
         check_images(records, args.max_skipped)
         found.append((records, missing))
     encoder = load_encoder(args.clip_model_type, args.device, args.mixed_precision, args.pooling)
+    accelerate_model(encoder.module)
     for (split, kind, where), out, (records, missing) in zip(splits, outs, found):
         source = where[0] if kind == "tsv" or len(where) == 1 else f"{where[0]} … {where[-1]}"
         extract(records, encoder, out, source=source, split=split, missing=missing, **extract_options(args))

@@ -20,8 +20,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from common import Parser, UserError, file_stem, one_line_errors
+from common import Parser, UserError, one_line_errors
 from features.annotations import KARPATHY_FORM, is_karpathy, read_json, read_karpathy
+from features.encoder_names import file_stem
 from features.extract import Record, add_options, check_images, extract, extract_options
 from features.splits import split_by_image
 from models.encoders import load_encoder
@@ -144,6 +145,8 @@ def find_folder(annotations, given):
 @one_line_errors
 def main(argv=None):
     """Read the captions, deal the images out, encode each split with one encoder, write the feature files."""
+    from models.operators import accelerate_model  # imports torch, which --help does without
+
     args = parse_options(argv)
     captions, splits, bad = read_captions(args.annotations)
     val, test = args.val_share, args.test_share
@@ -164,6 +167,7 @@ def main(argv=None):
     }
     check_images([record for every in records.values() for record in every], args.max_skipped)
     encoder = load_encoder(args.clip_model_type, args.device, args.mixed_precision, args.pooling)
+    accelerate_model(encoder.module)
     outs = {split: base.with_name(f"{base.stem}_{split}{base.suffix}") for split in records}
     for split, every in records.items():
         options = extract_options(args) | {"missing": bad if split == "train" else ()}

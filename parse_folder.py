@@ -20,8 +20,9 @@ import re
 import sys
 from pathlib import Path
 
-from common import Parser, UserError, file_stem, one_line_errors
+from common import Parser, UserError, one_line_errors
 from features.audio import SOUND_SUFFIXES
+from features.encoder_names import file_stem
 from features.extract import Record, add_options, check_images, extract_options
 from features.own_data import (
     add_own_data_options,
@@ -164,11 +165,20 @@ def read_folder(folder, caption_columns=None):
     return records, kinds.pop(), bare
 
 
+def load_fast_encoder(*settings):
+    """Load an encoder as load_encoder does, with faster operators."""
+    from models.operators import accelerate_model  # imports torch, which --help does without
+
+    encoder = load_encoder(*settings)
+    accelerate_model(encoder.module)
+    return encoder
+
+
 def write_features(records, kind, out, args, source, val_share):
     """Check the files, load the encoder once, write the feature file, or two of them."""
     check_images(records, args.max_skipped)
     files = plan_files(records, out, "train", val_share, args.seed)
-    encoder = encoder_for(kind, load_encoder, args)
+    encoder = encoder_for(kind, load_fast_encoder, args)
     extract_files(files, encoder, args.seed, source=source, **extract_options(args))
 
 

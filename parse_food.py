@@ -15,7 +15,8 @@ import os
 import sys
 from pathlib import Path
 
-from common import Parser, UserError, file_stem, one_line_errors
+from common import Parser, UserError, one_line_errors
+from features.encoder_names import file_stem
 from features.extract import Record, add_options
 from parse_folder import EXPECTED, describe, read_folder, read_table, write_features
 

@@ -20,7 +20,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from common import Parser, UserError, file_stem, one_line_errors
+from common import Parser, UserError, one_line_errors
+from features.encoder_names import file_stem
 from features.extract import add_options, extract_options, whole_number_from_1
 from features.own_data import add_own_data_options, encoder_for, extract_files, find_caption_columns, plan_files
 from features.rows import fetched_records, lazy_records
@@ -132,6 +133,15 @@ def _is_text(feature):
     return getattr(getattr(feature, "feature", feature), "dtype", None) in ("string", "large_string")
 
 
+def load_fast_encoder(*settings):
+    """Load an encoder as load_encoder does, with faster operators."""
+    from models.operators import accelerate_model  # imports torch, which --help does without
+
+    encoder = load_encoder(*settings)
+    accelerate_model(encoder.module)
+    return encoder
+
+
 class Columns(NamedTuple):
     """Which columns of a data set are what."""
 
@@ -189,7 +199,7 @@ def main(argv=None):
     noun = "pictures" if columns.kind == "image" else "sounds"
     print(f"{args.dataset} ({args.split}): {noun} in {columns.item}, captions in {', '.join(columns.captions)}")
     # Before the rows of a stream are fetched, which may take long: is the encoder there?
-    encoder = encoder_for(columns.kind, load_encoder, args)
+    encoder = encoder_for(columns.kind, load_fast_encoder, args)
     records = read_records(data, columns, args, out)
     files = plan_files(records, out, split, args.val_share, args.seed)
     extract_files(files, encoder, args.seed, source=args.dataset, **extract_options(args))

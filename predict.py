@@ -14,7 +14,7 @@ its score) or .json (COCO's result format: the best caption of each image_id).
 import sys
 from pathlib import Path
 
-from common import Parser, UserError, keep_freed_memory, one_line_errors
+from common import Parser, UserError, one_line_errors
 from prediction.captions import add_decoding_options, caption_all, check_width
 from prediction.clipxgpt import add_clipxgpt_options, find_checkpoints, show_generated
 from prediction.inputs import audio_of, captioned_rows, check_names, encode_pictures, find_pictures, image_id_of
@@ -79,6 +79,7 @@ def main(argv=None):
     from features.store import load_features
     from models.checkpoints import load_checkpoint
     from models.encoders import load_encoder, pick_device
+    from models.operators import accelerate_model
     from models.published.recognise import OURS
 
     if options.out and options.out.endswith(".json") and len(options.checkpoint) > 1:
@@ -86,8 +87,7 @@ def main(argv=None):
     options.checkpoint = find_checkpoints(options.checkpoint, options.size)
     check_names(options.images)
     device = pick_device(options.device)
-    keep_freed_memory(device.type)
-    models = [load_checkpoint(path, options.gpt2_type, device) for path in options.checkpoint]
+    models = [accelerate_model(load_checkpoint(path, options.gpt2_type, device)) for path in options.checkpoint]
     for model, checkpoint in zip(models, options.checkpoint):
         if model.recognised_as != OURS:
             print(f"{checkpoint}: taken for {model.recognised_as}", file=sys.stderr)
@@ -116,6 +116,7 @@ def main(argv=None):
         for key in dict.fromkeys(wanted):
             name, spectrogram, pooling = key
             encoder = load_encoder(name, device, pooling="pooled" if spectrogram else pooling)
+            accelerate_model(encoder.module)
             encoder = sound_encoder(encoder, spectrogram, pooling) if spectrogram else encoder
             encoded[key], pictures = encode_pictures(pictures, encoder, options.batch_size, skipped, options.num_workers)
         for path, reason in skipped.items():

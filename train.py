@@ -33,7 +33,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from common import UserError, keep_freed_memory, one_line_errors
+from common import UserError, one_line_errors
 from training.batches import packed_steps, settle_row_slots
 from training.compiling import compile_language_model
 from training.data import load_data, load_validation_data, tokenize_data
@@ -59,6 +59,7 @@ def main(argv=None):
 
     from features.packing import plan_epoch
     from models.checkpoints import remove_old_checkpoints, save_checkpoint, save_config
+    from models.operators import accelerate_model
     from models.tuning import checkpoint_blocks
     from training.run_log import RunLog
     from training.state import load_state, restore_random_states, save_state, state_path
@@ -74,7 +75,6 @@ def main(argv=None):
     check_tracker(options.tracker)
     tracker = None if options.tracker == "none" else options.tracker
     accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision=precision, log_with=tracker, project_dir=options.out_dir)
-    keep_freed_memory(device_type)
     device, processes, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
     say = accelerator.print
     say(f"device: {device}, {processes} process(es); precision: {precision if precision != 'no' else 'fp32'} ({reason})")
@@ -82,7 +82,7 @@ def main(argv=None):
     # Data, model, and what of it is trained.
     features = load_data(options.data, options.is_rn, say)
     val_features = load_validation_data(options.val_data, features, options, say) if options.val_data else None
-    model = build_model(options, features, say)
+    model = accelerate_model(build_model(options, features, say))
     config = model.config
     sets = [(features, options.data[0]), (val_features, (options.val_data or [None])[0])]
     base, val_base = caption_first(model, sets, options, device, say)

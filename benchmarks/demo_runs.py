@@ -56,7 +56,7 @@ def train_and_judge(folder, out, train_options):
 
 def count_trained(out):
     """Parameters in the optimiser of the run in `out`."""
-    from models.checkpoints import read_tensors
+    from models.tensors import read_tensors
 
     return sum(tensor.numel() for tensor in read_tensors(out / "demo_state.pt")["weights"].values())
 

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 from benchmarks import work
-from common import Parser, UserError, keep_freed_memory, one_line_errors
+from common import Parser, UserError, one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,9 +31,9 @@ def peak_of_step(side, variant, bf16=False, device="cpu", scale=None):
     numbers = list(range(scale.step_captions))
     if side == "ours":
         from benchmarks.ours import Training
+        from models.operators import accelerate_model
 
-        keep_freed_memory(device)  # as train.py does
-        training = Training(ours, captions)
+        training = Training(accelerate_model(ours), captions)
 
         def step(some):
             training.step(some, bf16)

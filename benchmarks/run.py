@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import Parser, UserError, keep_freed_memory, one_line_errors, replace_file
+from common import Parser, UserError, one_line_errors, replace_file
 
 HERE = Path(__file__).resolve().parent
 SECTIONS = ("features", "train", "decode", "memory")
@@ -108,9 +108,11 @@ def measure(sections, device, repeats, data, scale=None, say=print):
     from benchmarks import work
     from benchmarks.sections import SECTIONS as rows_of
     from benchmarks.sections import Context
+    from models.operators import keep_freed_memory
 
     watch, began = work.OthersWatch(), time.time()
-    keep_freed_memory(device)  # as our scripts do: of the process, so that both sides gain
+    if device == "cpu":
+        keep_freed_memory()  # a setting of the process: both sides gain
     rates = {"fp32": work.matmul_rate(device, torch.float32), "bf16": work.matmul_rate(device, torch.bfloat16)}
     say(f"square matrix products: {rates['fp32'] / 1e9:,.0f} GFLOP/s in fp32, {rates['bf16'] / 1e9:,.0f} in bf16", flush=True)
     rows = []

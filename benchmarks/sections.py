@@ -85,12 +85,13 @@ def train_rows(context):
 
     from benchmarks.ours import Training
     from features.packing import plan_epoch
+    from models.operators import accelerate_model
 
     scale = context.scale
     captions = work.caption_set(scale, context.device)
     drawn = {name: plan_epoch(captions.caption_rows, scale.step_captions, name) for name in ("images", "captions")}
     for variant in work.VARIANTS:
-        model = work.build_captioner(variant, scale.clip[0], **scale.gpt).to(context.device)
+        model = accelerate_model(work.build_captioner(variant, scale.clip[0], **scale.gpt).to(context.device))
         theirs = work.published_training(work.build_published(model, **scale.gpt).to(context.device), variant)
         ours = Training(model, captions, scale.step_captions)
 
@@ -147,6 +148,7 @@ def feature_rows(context):
     from benchmarks.ours import encode_pictures
     from benchmarks.published import encode_captions
     from models.encoders import load_encoder
+    from models.operators import accelerate_model
 
     scale = context.scale
     pictures, _ = work.find_pictures(context.folder, context.data, scale.pictures)
@@ -168,6 +170,7 @@ def feature_rows(context):
     for precision in ("fp32", "bf16"):
         name = f"features {precision}"
         encoder = load_encoder(str(weights), context.device, "bf16" if precision == "bf16" else "no")
+        accelerate_model(encoder.module)
         encoder.digest = lambda known=encoder.digest(): known
         flops = count_flops(lambda: encoder.encode(torch.zeros(2, 3, scale.clip[1], scale.clip[1]))) / 2  # of the last, in bf16
 
@@ -196,12 +199,13 @@ def decode_rows(context):
 
     from benchmarks.ours import caption
     from benchmarks.published import beam_search, greedy_search
+    from models.operators import accelerate_model
 
     scale = context.scale
     vocabulary = scale.gpt.get("vocab_size", work.GPT2_VOCABULARY)
     model = work.build_captioner("mlp", scale.clip[0], work.word_tokenizer(vocabulary), **scale.gpt).eval()
     theirs = work.build_published(model, **scale.gpt).eval().to(context.device)
-    model = model.to(context.device)
+    model = accelerate_model(model.to(context.device))
     models = {"fp32": model, "bf16": copy.deepcopy(model)}
     models["bf16"].gpt.to(torch.bfloat16)  # as predict.py --mixed_precision bf16 does
     embedding = torch.randn(scale.decoded, scale.clip[0], generator=torch.Generator().manual_seed(3)).to(context.device)

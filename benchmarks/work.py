@@ -122,7 +122,8 @@ def build_captioner(variant, clip_width=512, tokenizer=None, **sizes):
     """Our captioner of random weights → ClipCaptionModel. variant: a key of VARIANTS."""
     import torch
 
-    from models.captioner import CaptionConfig, ClipCaptionModel
+    from models.captioner import ClipCaptionModel
+    from models.config import CaptionConfig
 
     gpt = build_gpt2(**sizes)
     torch.manual_seed(1)

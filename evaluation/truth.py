@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from common import UserError, keep_freed_memory
+from common import UserError
 from evaluation.clipscore import TEXT_PREFIX
 from evaluation.references import Prediction, References, image_key, list_some, name_domain, read_references
 from prediction.captions import caption_all, check_width
@@ -61,10 +61,10 @@ def decode_pictures(pictures, options):
 
     from models.checkpoints import load_checkpoint
     from models.encoders import pick_device
+    from models.operators import accelerate_model
 
     device = pick_device(options.device)
-    keep_freed_memory(device.type)
-    model = load_checkpoint(options.checkpoint, options.gpt2_type, device)
+    model = accelerate_model(load_checkpoint(options.checkpoint, options.gpt2_type, device))
     if options.mixed_precision != "no":
         model.gpt.to({"bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision])
     check_width(model, pictures.features.clip_embedding.shape[-1], options.data, options.checkpoint)

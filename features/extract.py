@@ -24,7 +24,7 @@ import threading
 import time
 from pathlib import Path
 
-from common import UserError, keep_freed_memory, replace_file
+from common import UserError, replace_file
 from features.directory import check_replaceable, is_directory_name
 from features.embeddings import MappedEmbeddings
 from features.gathered import CaptionRows
@@ -115,7 +115,6 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
     """
     out = Path(out)
     _check_writable(out)
-    keep_freed_memory(encoder.device.type)
     # On a CPU smaller batches stay in its caches. Records of many views, sounds, are encoded view by view anyway.
     batch_size = batch_size or (8 if getattr(encoder, "many_views", False) else 16 if encoder.device.type == "cpu" else 64)
     preprocess = _fast(encoder) if fast_decode else encoder.preprocess

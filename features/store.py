@@ -16,20 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from common import Parser, UserError, file_stem, one_line_errors, replace_file
+from common import Parser, UserError, one_line_errors, replace_file
 from features.content import Features, drop_empty_captions, group_by_image, join_features
 from features.directory import is_directory_name, read_directory, write_directory
 from features.embeddings import MappedEmbeddings, first_bad_row
+from features.encoder_names import CLIPXGPT_ENCODERS, guess_encoder
 from features.unpickle import RefusedPickle, read_pickle
 
 __all__ = ["Features", "drop_empty_captions", "group_by_image", "join_features", "load_features", "save_features"]
 FORMAT_VERSION = 1
 PICKLE_PROTOCOL = 4
-# Widths that name their encoder, for published files, which do not say who made them.
-ENCODER_OF_WIDTH = {640: "RN50x4", 576: "tinyvit"}
-# Of CLIPxGPT's files: vision towers of transformers, before their projection.
-CLIPXGPT_ENCODERS = {768: "hf:openai/clip-vit-base-patch32", 1024: "hf:openai/clip-vit-large-patch14"}
-ENCODERS_IN_NAMES = ("ViT-L/14@336px", "ViT-L/14", "ViT-B/32", "ViT-B/16", "RN50x64", "RN50x16", "RN50x4", "RN101", "RN50", "tinyvit")
 
 
 def save_features(path, clip_embedding, captions, meta):
@@ -144,7 +140,7 @@ def _checked(path, embedding, captions, meta, faults):
         checked = (_checked_caption(path, number, caption, len(embedding), faults) for number, caption in enumerate(captions))
         captions = [caption for caption in checked if caption]
     if not meta.get("encoder"):
-        meta = {**meta, "encoder": _guess_encoder(path, embedding.shape[-1])}
+        meta = {**meta, "encoder": guess_encoder(path, embedding.shape[-1])}
     return Features(embedding, captions, meta)
 
 
@@ -191,14 +187,6 @@ def _checked_caption(path, number, caption, rows, faults=None):
         return _fault(_bad(path, f"has a caption {number} whose row is {row!r} of {rows}"), faults)
     caption["clip_embedding"] = int(row)
     return caption
-
-
-def _guess_encoder(path, width):
-    """The encoder of a file that does not say: from its published name, else from its width, else None."""
-    for name in ENCODERS_IN_NAMES:
-        if file_stem(name) in path.name:
-            return name
-    return ENCODER_OF_WIDTH.get(width)
 
 
 def describe(path):

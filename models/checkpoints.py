@@ -10,29 +10,22 @@ models/published/recognise.py tells what it is.
 
 import dataclasses
 import json
-import os
-import pickle
 import re
-import struct
 import sys
-import zipfile
 from pathlib import Path
 
 import torch
 
 from common import UserError, replace_file
-from models.captioner import CaptionConfig, ClipCaptionModel
+from models.captioner import ClipCaptionModel
+from models.config import CaptionConfig
 from models.published.clipxgpt import check_vision
 from models.published.downloads import find_published
 from models.published.recognise import PUBLISHED_ALPHA, plain_state, recognise
+from models.tensors import read_tensors, save_tensors
 from models.tuning import beneath_adapters, is_adapter, kept_names, merged_state, output_names, untie_output
 from models.weights import find_weights, load_language_model, load_tokenizer
 
-# What torch and zipfile raise on a damaged file.
-DAMAGED = (
-    RuntimeError, EOFError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError, OSError, AssertionError,
-    zipfile.BadZipFile, struct.error,
-)  # fmt: skip
 BASE = "original_model."  # the published name of the model whose captions a prompted one reads
 RUN_SUFFIX = re.compile(r"(-\d{3,}|_latest|_best)$")
 
@@ -54,16 +47,6 @@ def trained_state(model, full=False):
         of_base = trained_state(model.base_model, full=model.base_model.read_whole)
         state |= {f"{BASE}{name}": tensor for name, tensor in of_base.items()}
     return state
-
-
-def save_tensors(content, path):
-    """torch.save under a temporary name, then rename. Equal content gives equal bytes, whatever the file's name."""
-    with replace_file(path) as temporary, open(temporary, "wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:
-            # On a full disk torch's writer first fails with the reason, then trips over its own end.
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def save_checkpoint(model, path, full=False):
@@ -98,35 +81,6 @@ def read_config(path):
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} is not a config this version reads ({reason}). Take the one train.py wrote.") from error
-
-
-def read_tensors(path):
-    """Read a file of tensors and plain containers; nothing in it is run. Raises UserError when it is missing, damaged or wants code."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no checkpoint {path}. Give the path of a .pt file, such as one that train.py wrote.")
-    try:
-        refuse_compressed(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = f"asks for {wanted.group(1)}" if wanted else "is damaged, or holds more than tensors"
-        raise UserError(f"{path} {found}; expected a state dict of tensors. Nothing in it was run.") from error
-    except DAMAGED as error:
-        reason = (str(error).splitlines() or ["ends early"])[0]
-        raise UserError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}). Copy or download it again.") from error
-
-
-def refuse_compressed(path):
-    """Raise UserError when a zip's members are compressed: torch stores them plainly, and a small bomb could fill the memory."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size > os.path.getsize(path):
-                raise UserError(f"{path} holds compressed data ({member.filename}), which torch never writes: refused.")
 
 
 def read_state_dict(path):

@@ -5,10 +5,19 @@ holds them), so that GPT-2, OPT, Llama and Qwen alike can be tuned. A part witho
 dropout, as published for a frozen GPT-2.
 """
 
-import torch
-from torch import nn
+import dataclasses
 
-TUNINGS = ("full", "mapper", "ends", "head", "lora")
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """An entry of TUNINGS."""
+
+    help: str  # completes the sentence "NAME trains …" in --help
+    prepare: object  # function(gpt, config): give a fresh language model what it needs; raises ValueError where it cannot
+    mark: object  # function(gpt): set requires_grad on its parameters, all of which are frozen before
+    wake: object  # function(gpt): put what it trains into training mode; all of it is in eval mode before
+
+
 GPT2_TARGETS = ["c_attn", "c_proj", "c_fc"]  # as published for Instagram: every matrix of a GPT-2 block
 ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output layer
 
@@ -18,6 +27,8 @@ def find_blocks(gpt):
 
     Raises ValueError for a language model without such a list.
     """
+    from torch import nn
+
     count = getattr(gpt.config, "num_hidden_layers", None)
     for module in gpt.base_model.modules():
         for child in module.children():
@@ -34,6 +45,8 @@ def output_names(gpt):
 
 def untie_output(gpt, weight=None):
     """Give the output layer a weight of its own: `weight`, or a copy of the token table it shares."""
+    from torch import nn
+
     head = gpt.get_output_embeddings()
     gpt.config.tie_word_embeddings = False
     head.weight = nn.Parameter((head.weight if weight is None else weight).detach().clone(), head.weight.requires_grad)
@@ -50,6 +63,7 @@ def add_adapters(gpt, lora):
     lora: dict of rank, alpha, dropout and targets (a list of layer names, or "all-linear"). Raises ValueError for a target it has not.
     """
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
+    from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     targets = lora["targets"]
@@ -67,58 +81,77 @@ def add_adapters(gpt, lora):
     inject_adapter_in_model(settings, gpt)
 
 
+def _mark_ends(gpt):
+    """Train the embeddings, the first and the last block, and the final norm."""
+    stack, blocks = find_blocks(gpt)
+    stack.requires_grad_(True)
+    for block in blocks[1:-1]:
+        block.requires_grad_(False)
+
+
+def _wake_ends(gpt):
+    gpt.train()
+    for block in find_blocks(gpt)[1][1:-1]:
+        block.eval()
+
+
+def _mark_adapters(gpt):
+    for name, parameter in gpt.named_parameters():
+        parameter.requires_grad_(is_adapter(name))
+
+
+def _wake_adapters(gpt):
+    for name, module in gpt.named_modules():
+        if is_adapter(name):
+            module.train()
+
+
+def _nothing(*_):
+    """Leave the language model as it is."""
+
+
+TUNINGS = {
+    "full": Tuning("the whole language model", _nothing, lambda gpt: gpt.requires_grad_(True), lambda gpt: gpt.train()),
+    "mapper": Tuning("nothing of the language model, only the mapper", _nothing, _nothing, _nothing),
+    "ends": Tuning(
+        "embeddings, first block, last block and final norm", lambda gpt, config: find_blocks(gpt), _mark_ends, _wake_ends
+    ),
+    "head": Tuning(
+        "the output layer, untied from the embeddings",
+        lambda gpt, config: untie_output(gpt),
+        lambda gpt: gpt.get_output_embeddings().requires_grad_(True),
+        _nothing,
+    ),
+    "lora": Tuning("low-rank adapters", lambda gpt, config: add_adapters(gpt, config.lora), _mark_adapters, _wake_adapters),
+}
+
+
 def apply_tuning(model):
     """Give a fresh captioner what its config's tuning asks for (adapters, an output layer of its own), and mark what is trained.
 
-    Raises ValueError for an unknown tuning, and where the language model lacks what it needs.
+    Raises:
+        ValueError: unknown tuning, or a language model that lacks what it needs.
     """
     config = model.config
     if config.tune not in TUNINGS:
         raise ValueError(f"tune is {config.tune!r}; expected one of {', '.join(TUNINGS)}")
-    if config.tune == "lora":
-        add_adapters(model.gpt, config.lora)
-    elif config.tune == "head":
-        untie_output(model.gpt)
-    elif config.tune == "ends":
-        find_blocks(model.gpt)
+    TUNINGS[config.tune].prepare(model.gpt, config)
     mark_trained(model)
 
 
 def mark_trained(model):
     """Set requires_grad on every parameter as the config's tuning says."""
-    tune, gpt = model.config.tune, model.gpt
     model.clip_project.requires_grad_(not model.config.freeze_mapper)
-    gpt.requires_grad_(tune == "full")
-    if tune == "ends":
-        stack, blocks = find_blocks(gpt)
-        stack.requires_grad_(True)
-        for block in blocks[1:-1]:
-            block.requires_grad_(False)
-    elif tune == "head":
-        gpt.get_output_embeddings().requires_grad_(True)
-    elif tune == "lora":
-        for name, parameter in gpt.named_parameters():
-            parameter.requires_grad_(is_adapter(name))
+    model.gpt.requires_grad_(False)
+    TUNINGS[model.config.tune].mark(model.gpt)
 
 
 def rest_untrained(model):
-    """After model.train(): put what has no trained parameters back into eval mode.
-
-    mapper and head: the whole language model; lora: all of it but the adapters (which have a dropout of their own); ends: the
-    blocks between the first and the last; and a mapper that is kept.
-    """
-    tune, gpt = model.config.tune, model.gpt
+    """Put every part without trained parameters back into eval mode, so that its dropout stays off; call it after model.train()."""
     if model.config.freeze_mapper:
         model.clip_project.eval()
-    if tune in ("mapper", "head", "lora"):
-        gpt.eval()
-    if tune == "ends":
-        for block in find_blocks(gpt)[1][1:-1]:
-            block.eval()
-    if tune == "lora":
-        for name, module in gpt.named_modules():
-            if is_adapter(name):
-                module.train()
+    model.gpt.eval()
+    TUNINGS[model.config.tune].wake(model.gpt)
 
 
 def checkpoint_blocks(gpt):
@@ -126,6 +159,7 @@ def checkpoint_blocks(gpt):
 
     Not through transformers, whose switch does nothing in eval mode, where a frozen language model stays.
     """
+    import torch
     from torch.utils.checkpoint import checkpoint
 
     def recomputed(forward):
@@ -178,6 +212,8 @@ def beneath_adapters(model, state):
 
 def parameter_table(model):
     """What is trained, part by part → list of (part, trained parameters, all parameters), parts without parameters left out."""
+    from torch import nn
+
     owners = {}
     try:
         stack, blocks = find_blocks(model.gpt)

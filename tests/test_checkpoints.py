@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from common import UserError
-from models.captioner import CaptionConfig, ClipCaptionModel
+from models.captioner import ClipCaptionModel
 from models.checkpoints import config_path, load_checkpoint, save_checkpoint, save_config
+from models.config import CaptionConfig
 from models.decoding import generate
 
 pytestmark = pytest.mark.usefixtures("one_thread")

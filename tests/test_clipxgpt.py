@@ -15,7 +15,7 @@ from models import checkpoints
 from models.checkpoints import load_checkpoint
 from models.decoding import generate
 from models.encoders import load_encoder
-from models.mappers import EncoderMapper
+from models.mappers.encoder import EncoderMapper
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,7 +9,8 @@ import torch
 import published
 import tiny
 from common import UserError
-from models.captioner import CaptionConfig, ClipCaptionModel
+from models.captioner import ClipCaptionModel
+from models.config import CaptionConfig
 from models.decoding import generate
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import tiny
 import tiny_towers
-from common import UserError, file_stem
+from common import UserError
+from features.encoder_names import file_stem
 from models.encoders import BUILDERS, load_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")

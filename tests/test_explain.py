@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import tiny
-from models.captioner import CaptionConfig, ClipCaptionModel
+from models.captioner import ClipCaptionModel
+from models.config import CaptionConfig
 from models.decoding import generate
 from reports.explain import explain_caption
 from reports.plots import plot_explanation

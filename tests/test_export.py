@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 import published
 import tiny
 import weight_files
-from models.captioner import CaptionConfig, ClipCaptionModel
+from models.captioner import ClipCaptionModel
 from models.checkpoints import config_path, load_checkpoint, save_checkpoint, save_config
+from models.config import CaptionConfig
 from models.decoding import generate
 from models.hub import main
 

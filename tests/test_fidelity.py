@@ -153,7 +153,8 @@ def test_a_frozen_gpt2_that_came_with_init_from_is_the_one_that_predicts(workdir
 
 
 def test_our_mappers_give_the_published_prefixes_under_the_published_names():
-    from models.captioner import CaptionConfig, ClipCaptionModel
+    from models.captioner import ClipCaptionModel
+    from models.config import CaptionConfig
 
     gpt = tiny.random_gpt2(19, width=16, layers=1, heads=2)
     for kind, sizes in SIZES.items():
@@ -165,7 +166,8 @@ def test_our_mappers_give_the_published_prefixes_under_the_published_names():
 
 
 def test_normalising_divides_an_embedding_by_its_length_in_float32():
-    from models.captioner import CaptionConfig, ClipCaptionModel
+    from models.captioner import ClipCaptionModel
+    from models.config import CaptionConfig
 
     gpt = tiny.random_gpt2(19, width=16, layers=1, heads=2)
     model = ClipCaptionModel(CaptionConfig(encoder=None, clip_width=6, prefix_length=2, normalize_prefix=True), gpt)

@@ -7,8 +7,9 @@ from torch.nn import functional as F
 import predict
 import tiny
 import train
-from models.captioner import CaptionConfig, ClipCaptionModel
+from models.captioner import ClipCaptionModel
 from models.checkpoints import load_checkpoint
+from models.config import CaptionConfig
 from models.decoding import generate
 from models.weights import load_language_model, load_tokenizer
 

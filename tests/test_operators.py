@@ -16,7 +16,8 @@ import tiny
 import tiny_towers
 from features.packing import Tokens, pack_captions
 from models import operators
-from models.captioner import CaptionConfig, ClipCaptionModel
+from models.captioner import ClipCaptionModel
+from models.config import CaptionConfig
 from models.encoders import load_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,7 +43,7 @@ def everything(onednn, monkeypatch):
 def both_ways(layer, x):
     """A layer and its copy through oneDNN on the same input → two dicts of the output and all gradients."""
     found = []
-    for module in (layer, operators.use_fast_operators(copy.deepcopy(layer))):
+    for module in (layer, operators.accelerate_model(copy.deepcopy(layer))):
         own = x.clone().requires_grad_()
         out = module(own)
         (out * torch.arange(out.numel()).view_as(out).sin()).sum().backward()
@@ -67,7 +68,7 @@ def test_layer_gives_the_same_numbers_and_gradients(onednn, kind, shape, outputs
 
 
 def test_gelu_is_the_one_of_transformers():
-    gpt = operators.use_fast_operators(tiny.random_gpt2(20))
+    gpt = operators.accelerate_model(tiny.random_gpt2(20))
     assert [type(block.mlp.act) for block in gpt.transformer.h] == [operators.FusedGELU] * 2
     x = torch.linspace(-8, 8, 1001, dtype=torch.float64).requires_grad_()
     y = x.detach().clone().requires_grad_()
@@ -122,7 +123,7 @@ def test_attention_gives_the_same_under_every_mask(everything, batch_first, kind
     later = torch.ones(5, 5).triu(1).bool()
     mask = {"none": None, "float": torch.zeros(5, 5).masked_fill(later, -torch.inf), "bool": later}[kind]
     layer = nn.MultiheadAttention(8, 2, batch_first=batch_first).eval()
-    ours = operators.use_fast_operators(copy.deepcopy(layer))
+    ours = operators.accelerate_model(copy.deepcopy(layer))
     x = torch.randn((3, 5, 8) if batch_first else (5, 3, 8))
     for wants_weights in (False, True):
         theirs = layer(x, x, x, need_weights=wants_weights, attn_mask=mask)
@@ -135,7 +136,7 @@ def test_attention_gives_the_same_under_every_mask(everything, batch_first, kind
 
 
 def test_other_precisions_and_small_products_stay_with_torch(everything, monkeypatch):
-    layer = operators.use_fast_operators(nn.Linear(16, 16))
+    layer = operators.accelerate_model(nn.Linear(16, 16))
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(4, 16)).dtype == torch.bfloat16
     copy.deepcopy(layer).double()(torch.randn(4, 16).double())

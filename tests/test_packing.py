@@ -12,7 +12,8 @@ from torch.nn import functional as F
 import published
 import tiny
 from features.packing import Tokens, pack_captions, plan_epoch, tokenize_captions
-from models.captioner import CaptionConfig, ClipCaptionModel
+from models.captioner import ClipCaptionModel
+from models.config import CaptionConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,8 +13,9 @@ import tiny
 import train
 from features.prompts import tokenize_prompted
 from features.store import load_features
-from models.captioner import CaptionConfig, ClipCaptionModel, fill_prompt
+from models.captioner import ClipCaptionModel, fill_prompt
 from models.checkpoints import load_checkpoint
+from models.config import CaptionConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT = " is a picture of {base} and a post would say "

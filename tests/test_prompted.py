@@ -9,8 +9,9 @@ import torch
 import published
 import tiny
 from common import UserError
-from models.captioner import CaptionConfig, ClipCaptionModel
+from models.captioner import ClipCaptionModel
 from models.checkpoints import config_path, load_checkpoint, save_checkpoint, save_config
+from models.config import CaptionConfig
 from models.decoding import generate
 from models.prompts import base_captions, encode_prompts
 

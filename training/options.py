@@ -3,9 +3,10 @@
 import sys
 
 from common import Parser
+from models.mappers import MAPPERS
+from models.tuning import TUNINGS
 
 WARMUP_STEPS = 5000  # as published
-TUNINGS = ("full", "mapper", "ends", "head", "lora")  # models.tuning.TUNINGS, without importing torch
 
 PUBLISHED = {
     "stop_token": ".",
@@ -45,7 +46,7 @@ def build_parser(description):
     group = parser.add_argument_group("model")
     group.add_argument("--prefix_length", type=int, default=10, help="P, tokens of the prefix (default 10)")
     group.add_argument("--prefix_length_clip", type=int, default=10, help="K, vectors that the transformer mapper begins with (10)")
-    group.add_argument("--mapping_type", choices=("mlp", "transformer", "encoder", "linear"), default="mlp")
+    group.add_argument("--mapping_type", choices=tuple(MAPPERS), default="mlp")
     group.add_argument("--num_layers", type=int, default=8, help="layers of the transformer or encoder mapper (default 8)")
     group.add_argument("--mapper_heads", type=int, help="attention heads of the encoder mapper (default 16)")
     group.add_argument("--mapper_dropout", type=float, default=0.1, help="dropout of the encoder mapper (default 0.1)")
@@ -64,7 +65,7 @@ def build_parser(description):
 
     group = parser.add_argument_group("what is trained", "beside the mapper; without trained parameters a part keeps its dropout off")
     group.add_argument(
-        "--tune", choices=TUNINGS, help="full: the whole language model (default). mapper: nothing of it. ends: embeddings, "
+        "--tune", choices=tuple(TUNINGS), help="full: the whole language model (default). mapper: nothing of it. ends: embeddings, "
         "first block, last block, final norm. head: the output layer, untied. lora: low-rank adapters"
     )  # fmt: skip
     group.add_argument("--only_prefix", action="store_true", help="train the mapper only; GPT-2 stays as it is: --tune mapper")

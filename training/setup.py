@@ -14,7 +14,8 @@ def build_model(options, features, say):
     """
     import torch
 
-    from models.captioner import CaptionConfig, ClipCaptionModel, position_count, stop_token_id
+    from models.captioner import ClipCaptionModel, position_count, stop_token_id
+    from models.config import CaptionConfig
     from models.tuning import default_targets, kept_names, mark_trained
     from models.weights import load_language_model, load_tokenizer
 

@@ -35,7 +35,7 @@ def save_state(path, weights, optimizer, step, best, finished, identity):
     weights: dict of trained tensors; step: optimiser steps done; best: BestSoFar.as_dict(); finished: whether the run has ended by itself;
     identity: a dict of plain values that a resumed run must share (data digest, options that shape the result).
     """
-    from models.checkpoints import save_tensors
+    from models.tensors import save_tensors
 
     save_tensors(
         {
@@ -56,7 +56,7 @@ FIELDS = {"weights", "optimizer", "step", "best", "finished", "random", "identit
 
 def load_state(path, identity):
     """Read a resume point → its dict. Raises UserError when it belongs to another run, naming what differs."""
-    from models.checkpoints import read_tensors
+    from models.tensors import read_tensors
 
     state = read_tensors(path)
     if not isinstance(state, dict) or set(state) != FIELDS:

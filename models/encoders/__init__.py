@@ -116,8 +116,6 @@ def load_encoder(name, device="cpu", mixed_precision="no", pooling="pooled"):
     weights, tokens asked of a tower without any, and weights that are neither here nor within reach (saying what to download and where to
     put it).
     """
-    from models.operators import use_fast_operators  # imports torch, without which --help is fast
-
     name = os.fspath(name)
     if pooling not in POOLINGS:
         raise UserError(f"no pooling {pooling}: expected {' or '.join(POOLINGS)}.")
@@ -126,7 +124,6 @@ def load_encoder(name, device="cpu", mixed_precision="no", pooling="pooled"):
     tower = builder(name, pooling)
     module = tower.module.float().eval().requires_grad_(False).to(device)
     encoder = Encoder(name, tower.width, device, tower.preprocess, tower.preprocessing, module, mixed_precision, tower.modality, pooling)
-    use_fast_operators(module)
     if mixed_precision != "no":
         encoder.round_weights()
     return encoder

@@ -63,8 +63,6 @@ def load_text_tower(name, device="cpu"):
     """
     import torch
 
-    from models.operators import use_fast_operators
-
     name = str(name)
     load = TEXT_TOWERS.get(find_builder(name))
     device = pick_device(device)
@@ -72,7 +70,7 @@ def load_text_tower(name, device="cpu"):
     if found is None:
         return None
     tokenize, module, projection = found
-    module = use_fast_operators(module.float().eval().requires_grad_(False))
+    module = module.float().eval().requires_grad_(False)
     tower = TextTower(name, torch.device("cpu"), tokenize, module, projection)
     try:
         tower.width = module(**tokenize(["a"])).shape[1]

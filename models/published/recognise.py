@@ -14,7 +14,7 @@ import re
 import torch
 
 from common import UserError
-from models.captioner import CaptionConfig
+from models.config import CaptionConfig
 from models.published.shapes import infer_config
 
 # transformers once kept GPT-2's causal mask and CLIP's row numbers as buffers, and wrote them into state dicts.
@@ -170,7 +170,7 @@ def _describe_kind(found, clipxgpt, prompted):
 
 def open_vision(path):
     """The vision tower inside a CLIPxGPT file → its tensors under transformers' names. Raises UserError when there is none."""
-    from models.checkpoints import read_tensors
+    from models.tensors import read_tensors
 
     state = plain_state(read_tensors(path), path)
     vision = {name.removeprefix("ie.model."): tensor for name, tensor in state.items() if name.startswith("ie.")}

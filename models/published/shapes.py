@@ -6,15 +6,14 @@ E width of the language model, D width of an embedding, P prefix_length, K clip_
 from collections import Counter
 
 from common import UserError
-from models.captioner import CaptionConfig
-from models.mappers import ENCODER_HEADS
+from features.encoder_names import CLIPXGPT_ENCODERS, ENCODER_OF_WIDTH
+from models.config import CaptionConfig
+from models.mappers.encoder import HEADS as ENCODER_HEADS
 
 # GPT-2's number of heads is not in its shapes; these widths settle it (distilgpt2 and gpt2, -medium, -large, -xl).
 GPT2_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25}
 GPT2_NAMES = {(768, 6): "distilgpt2", (768, 12): "gpt2", (1024, 24): "gpt2-medium", (1280, 36): "gpt2-large", (1600, 48): "gpt2-xl"}
 BLOCK_PARAMETERS = 12  # of one GPT-2 block
-ENCODER_OF_WIDTH = {512: "ViT-B/32", 640: "RN50x4", 576: "tinyvit"}
-CLIPXGPT_ENCODERS = {768: "hf:openai/clip-vit-base-patch32", 1024: "hf:openai/clip-vit-large-patch14"}
 CLIPXGPT_DROPOUT = {768: 0.1, 1024: 0.08}
 
 

@@ -1,32 +1,15 @@
-"""Mappers: from one CLIP embedding to a prefix of the language model (arXiv:2111.09734, section 3.2; the encoder: CLIPxGPT).
+"""The transformer mapper (arXiv:2111.09734, section 3.2).
 
-B batch, D width of the embedding, E width of the language model, P prefix_length, K clip_length. The names of modules and
-parameters are the published ones, so that published weights load without renaming.
+B batch, D width of the embedding, E width of the language model, P prefix_length, K clip_length, L embeddings of one image. Modules and
+parameters carry the published names, so that published weights load without renaming.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-MAPPER_HEADS = 8  # as published; the number of heads cannot be read off the weights
-MAPPER_MLP_RATIO = 2.0  # as published
-ENCODER_HEADS = 16  # as published by CLIPxGPT, small and large
-ENCODER_RATIO = 4  # as published by CLIPxGPT
-
-
-class MLP(nn.Module):
-    """Linear → Tanh → Linear, with biases: D → E·P/2 → E·P.
-
-    clip_embedding: [B, D] → [B, E·P].
-    """
-
-    def __init__(self, clip_width, prefix_width):
-        super().__init__()
-        hidden = prefix_width // 2
-        self.model = nn.Sequential(nn.Linear(clip_width, hidden), nn.Tanh(), nn.Linear(hidden, prefix_width))
-
-    def forward(self, clip_embedding):
-        return self.model(clip_embedding)
+HEADS = 8  # as published; the number of heads cannot be read off the weights
+MLP_RATIO = 2.0  # as published
 
 
 class MapperAttention(nn.Module):
@@ -103,7 +86,7 @@ class TransformerMapper(nn.Module):
         self.clip_length = clip_length
         self.linear = nn.Linear(clip_width, width if self.reads_sequence else clip_length * width)
         self.prefix_const = nn.Parameter(torch.randn(prefix_length, width))
-        self.transformer = MapperLayers(width, MAPPER_HEADS, num_layers, MAPPER_MLP_RATIO)
+        self.transformer = MapperLayers(width, HEADS, num_layers, MLP_RATIO)
 
     def forward(self, clip_embedding):
         batch = clip_embedding.shape[0]
@@ -119,52 +102,14 @@ class TransformerMapper(nn.Module):
         return mixed[:, clip_tokens.shape[1] :]  # [B, P, E]
 
 
-class EncoderMapper(nn.Module):
-    """torch's own transformer encoder (post-norm, ReLU) over the embedding, then one Linear: CLIPxGPT's mapper.
+def build_transformer(config, width):
+    """Build the transformer for a CaptionConfig and a language model of this width.
 
-    An embedding is a sequence of one, alone in its attention. Drawn as published: Kaiming normal weights, biases 0.
-    clip_embedding: [B, D] → [B, E·P].
+    Raises:
+        ValueError: the width is not a multiple of the 8 published heads.
     """
-
-    def __init__(self, clip_width, prefix_width, num_layers, heads, dropout):
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(clip_width, heads, ENCODER_RATIO * clip_width, dropout, batch_first=True)
-        self.transformer_encoder = nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=False)
-        self.mapper = nn.Linear(clip_width, prefix_width)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
-                nn.init.zeros_(module.bias)
-
-    def forward(self, clip_embedding):
-        return self.mapper(self.transformer_encoder(clip_embedding[:, None])[:, 0])
-
-
-def build_mapper(
-    mapping_type, clip_width, width, prefix_length, clip_length, num_layers, heads=None, dropout=0.1, embeddings_per_image=1
-):
-    """Make the mapper named by `mapping_type`: "mlp", "linear" (one Linear, as some older published weights), "transformer" or "encoder".
-
-    heads, dropout: the encoder's only; None heads are CLIPxGPT's 16. embeddings_per_image: vectors an image, L; more than one goes to the
-    transformer only. Raises ValueError for another name, for several vectors to another mapper, and when a width is not a multiple of
-    its heads.
-    """
-    if embeddings_per_image > 1 and mapping_type != "transformer":
-        raise ValueError(
-            f"these features hold {embeddings_per_image} embeddings an image, and the {mapping_type} mapper reads one; "
-            f"take --mapping_type transformer, or features with one embedding an image"
-        )
-    if mapping_type == "mlp":
-        return MLP(clip_width, width * prefix_length)
-    if mapping_type == "linear":
-        return nn.Linear(clip_width, width * prefix_length)
-    if mapping_type == "transformer":
-        if width % MAPPER_HEADS:
-            raise ValueError(f"the transformer mapper has {MAPPER_HEADS} heads; the language model's width {width} is not a multiple of it")
-        return TransformerMapper(clip_width, width, prefix_length, clip_length, num_layers, embeddings_per_image)
-    if mapping_type == "encoder":
-        heads = ENCODER_HEADS if heads is None else heads
-        if clip_width % heads:
-            raise ValueError(f"the encoder mapper has {heads} heads; the embeddings' width {clip_width} is not a multiple (--mapper_heads)")
-        return EncoderMapper(clip_width, width * prefix_length, num_layers, heads, dropout)
-    raise ValueError(f"mapping_type is {mapping_type!r}; expected mlp, linear, transformer or encoder")
+    if width % HEADS:
+        raise ValueError(f"the transformer mapper has {HEADS} heads; the language model's width {width} is not a multiple of {HEADS}")
+    return TransformerMapper(
+        config.clip_width, width, config.prefix_length, config.clip_length, config.num_layers, config.embeddings_per_image
+    )

@@ -1,0 +1,57 @@
+"""Files of tensors: written whole or not at all, read without running anything in them."""
+
+import os
+import pickle
+import re
+import struct
+import zipfile
+from pathlib import Path
+
+import torch
+
+from common import UserError, replace_file
+
+# What torch and zipfile raise on a damaged file.
+DAMAGED = (
+    RuntimeError, EOFError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError, OSError, AssertionError,
+    zipfile.BadZipFile, struct.error,
+)  # fmt: skip
+
+
+def save_tensors(content, path):
+    """torch.save under a temporary name, then rename. Equal content gives equal bytes, whatever the file's name."""
+    with replace_file(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # On a full disk torch's writer first fails with the reason, then trips over its own end.
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def read_tensors(path):
+    """Read a file of tensors and plain containers; nothing in it is run. Raises UserError when it is missing, damaged or wants code."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}. Give the path of a .pt file, such as one that train.py wrote.")
+    try:
+        refuse_compressed(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f"asks for {wanted.group(1)}" if wanted else "is damaged, or holds more than tensors"
+        raise UserError(f"{path} {found}; expected a state dict of tensors. Nothing in it was run.") from error
+    except DAMAGED as error:
+        reason = (str(error).splitlines() or ["ends early"])[0]
+        raise UserError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}). Copy or download it again.") from error
+
+
+def refuse_compressed(path):
+    """Raise UserError when a zip's members are compressed: torch stores them plainly, and a small bomb could fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > os.path.getsize(path):
+                raise UserError(f"{path} holds compressed data ({member.filename}), which torch never writes: refused.")
