@@ -125,9 +125,10 @@ def default_out(captions, clip_model_type):
 @one_line_errors
 def main(argv=None):
     """Read captions, find the sounds, encode them, write the feature file."""
+    args = parse_options(argv)
+
     from models.operators import accelerate_model  # imports torch, which --help does without
 
-    args = parse_options(argv)
     sounds = read_captions(args.captions_path, args.captions)
     finder = SoundFinder(args.audio_path)
     records = [Record(image_id, finder.find(rows[0]["file_name"]), rows) for image_id, rows in sounds.items()]

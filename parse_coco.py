@@ -104,9 +104,10 @@ class PictureFinder:
 @one_line_errors
 def main(argv=None):
     """Read annotations, find the pictures, encode them, write the feature file."""
+    args = parse_options(argv)
+
     from models.operators import accelerate_model  # imports torch, which --help does without
 
-    args = parse_options(argv)
     images, split, folder = read_annotations(args.annotations, args.split)
     finder = PictureFinder(args.images or [folder])
     records = [Record(rows[0]["image_id"], finder.find(key, name), rows) for key, (name, rows) in images.items() if rows]

@@ -182,9 +182,10 @@ def _copies(out):
 @one_line_errors
 def main(argv=None):
     """Read each split by itself, find the pictures, encode them, write its feature file."""
+    args = parse_options(argv)
+
     from models.operators import accelerate_model  # imports torch, which --help does without
 
-    args = parse_options(argv)
     splits = find_splits(args)
     outs = [args.out or args.data_root / f"conceptual_clip_{file_stem(args.clip_model_type)}_{split}.pkl" for split, _, _ in splits]
     found = []

@@ -145,9 +145,10 @@ def find_folder(annotations, given):
 @one_line_errors
 def main(argv=None):
     """Read the captions, deal the images out, encode each split with one encoder, write the feature files."""
+    args = parse_options(argv)
+
     from models.operators import accelerate_model  # imports torch, which --help does without
 
-    args = parse_options(argv)
     captions, splits, bad = read_captions(args.annotations)
     val, test = args.val_share, args.test_share
     if splits is None:
