@@ -1,12 +1,12 @@
-"""The published recipe (arXiv:2111.09734 and its code), written plainly: what benchmarks/run.py measures ours against.
+"""The published recipe (arXiv:2111.09734 and its code), written plainly: what benchmarks and tests hold the project to.
 
-    features    each caption's picture read, preprocessed and encoded alone: five captions are five encodings
-    training    one row a caption, each with its own prefix, padded to the corpus maximum; logits at every place; AdamW unfused, float32;
-                the gradients of GPT-2 are computed even where only the mapper is trained; adapters are peft's, beside frozen weights
-    decoding    one picture at a time; every step reads prefix and caption again from their beginning
+    features    the picture of each caption is read, preprocessed and encoded alone: five captions are five encodings
+    training    one row per caption with its own prefix, padded to the corpus maximum; logits at every position; float32; plain AdamW;
+                GPT-2's gradients are computed even where only the mapper is trained; adapters are peft's, beside frozen weights
+    decoding    one picture at a time; every step reads prefix and caption again from the beginning
 
-B captions of a batch, D width of the embedding, P prefix_length, K clip_length, E language-model width, T tokens, V vocabulary.
-Parameters carry the published names, so that a captioner's state dict fits both sides.
+Nothing here is shared with the project. B captions of a batch, D width of the embedding, P prefix_length, K clip_length, E width of the
+language model, T tokens, V vocabulary. Parameters carry the published names, so that one state dict fits both sides.
 """
 
 import pickle
@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-PAD = 0  # as published: pads, and is left out of the loss; it is also the token "!"
-HEADS = 8  # of the transformer mapper
+PAD = 0  # as published: the padding value, and the target that the loss ignores; it is also the token "!"
+HEADS = 8  # of the transformer mapper, as published
+BETAS, EPS = (0.9, 0.999), 1e-6  # of AdamW, as published; no weight decay
 LEARNING_RATE = 2e-5
 
 
@@ -24,9 +25,16 @@ LEARNING_RATE = 2e-5
 
 
 def encode_captions(clip, preprocess, captions, out):
-    """Encode the picture of every caption record, one at a time, and pickle the result → embeddings [number of captions, D].
+    """Encode the picture of every caption, one at a time, and pickle the result.
 
-    clip: openai's model in float32; captions: list of dicts with image (a path) and caption.
+    Args:
+        clip: OpenAI's model in float32.
+        preprocess: its preprocessing, from a PIL picture to [3, H, W].
+        captions: dicts with image (a path) and caption.
+        out: file to write.
+
+    Returns:
+        [number of captions, D] float32.
     """
     from PIL import Image
     from skimage import io
@@ -47,7 +55,7 @@ def encode_captions(clip, preprocess, captions, out):
 
 
 class MapperBlock(nn.Module):
-    """A pre-norm block of the transformer mapper: [B, K + P, E] → the same."""
+    """A pre-norm block of the transformer mapper, [B, K + P, E] to the same."""
 
     def __init__(self, width):
         super().__init__()
@@ -70,7 +78,7 @@ class MapperBlock(nn.Module):
 
 
 class TransformerMapper(nn.Module):
-    """[B, D] → [B, P, E]: K vectors from the embedding, P learned ones behind them, blocks; the last P come out."""
+    """[B, D] to [B, P, E]: K vectors from the embedding and P learned ones pass the blocks; the last P are the prefix."""
 
     def __init__(self, clip_width, width, prefix_length, clip_length, num_layers):
         super().__init__()
@@ -82,15 +90,15 @@ class TransformerMapper(nn.Module):
 
     def forward(self, clip_embedding):
         batch = len(clip_embedding)
-        clip_vectors = self.linear(clip_embedding).view(batch, self.clip_length, -1)
+        clip_vectors = self.linear(clip_embedding).view(batch, self.clip_length, -1)  # [B, K, E]
         x = torch.cat([clip_vectors, self.prefix_const.expand(batch, -1, -1)], dim=1)  # [B, K + P, E]
         for layer in self.transformer.layers:
             x = layer(x)
-        return x[:, self.clip_length :]
+        return x[:, self.clip_length :]  # [B, P, E]
 
 
 class MLPMapper(nn.Module):
-    """[B, D] → [B, P, E]: Linear, tanh, Linear."""
+    """[B, D] to [B, P, E] by two linear layers with a tanh between them."""
 
     def __init__(self, clip_width, width, prefix_length):
         super().__init__()
@@ -102,41 +110,59 @@ class MLPMapper(nn.Module):
         return self.model(clip_embedding).view(len(clip_embedding), -1, self.width)
 
 
-class PublishedCaptioner(nn.Module):
-    """Mapper and GPT-2. gpt: a transformers GPT2LMHeadModel; config: the models.captioner.CaptionConfig of the other side."""
+class PublishedClipCap(nn.Module):
+    """Mapper and GPT-2 under the published names: the MLP, or the transformer where num_layers is given."""
 
-    def __init__(self, gpt, config):
+    def __init__(self, gpt, clip_width, prefix_length, clip_length=None, num_layers=None):
         super().__init__()
         self.gpt = gpt
-        sizes = (config.clip_width, gpt.config.n_embd, config.prefix_length)
-        if config.mapping_type == "mlp":
-            self.clip_project = MLPMapper(*sizes)
+        if num_layers is None:
+            self.clip_project = MLPMapper(clip_width, gpt.config.n_embd, prefix_length)
         else:
-            self.clip_project = TransformerMapper(*sizes, config.clip_length, config.num_layers)
+            self.clip_project = TransformerMapper(clip_width, gpt.config.n_embd, prefix_length, clip_length, num_layers)
 
     def forward(self, clip_embedding, tokens, mask):
-        """clip_embedding [B, D], tokens [B, T], mask [B, P + T] → logits [B, P + T, V], all of them."""
-        prefix = self.clip_project(clip_embedding)  # [B, P, E]
-        inputs = torch.cat([prefix, self.gpt.transformer.wte(tokens)], dim=1)  # [B, P + T, E]
-        return self.gpt(inputs_embeds=inputs, attention_mask=mask, use_cache=False).logits
+        """Return the logits that predict the tokens: [B, D], [B, T] and [B, T] bool to [B, T, V]."""
+        return caption_logits(self.gpt, self.clip_project(clip_embedding), tokens, mask)
+
+
+def caption_logits(gpt, prefix, tokens, mask):
+    """Run padded rows through GPT-2: prefix [B, P, E], tokens [B, T] and mask [B, T] bool to [B, T, V]."""
+    inputs = torch.cat([prefix, gpt.transformer.wte(tokens)], dim=1)  # [B, P + T, E]
+    mask = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)  # [B, P + T]
+    logits = gpt(inputs_embeds=inputs, attention_mask=mask.float(), use_cache=False).logits  # [B, P + T, V], all of them
+    return logits[:, prefix.shape[1] - 1 : -1]  # [B, T, V]
 
 
 # -- training ------------------------------------------------------------------------------------------------------------
 
 
-def pad_captions(captions, length, prefix_length):
-    """Lists of tokens → tokens [B, T], mask [B, P + T] of floats; T is `length`, where longer captions are cut."""
+def published_length(lengths):
+    """The length in tokens to which every caption is padded or cut: mean plus ten standard deviations, at most the longest."""
+    lengths = torch.tensor(lengths, dtype=torch.float32)
+    return min(int(lengths.mean() + 10 * lengths.std()), int(lengths.max()))
+
+
+def pad_captions(captions, length):
+    """Pad or cut lists of tokens to one length: tokens [B, T] int64 and mask [B, T] bool."""
     tokens = torch.full((len(captions), length), PAD)
-    mask = torch.zeros(len(captions), prefix_length + length)
+    mask = torch.zeros(len(captions), length, dtype=torch.bool)
     for row, caption in enumerate(captions):
         caption = caption[:length]
         tokens[row, : len(caption)] = torch.tensor(caption, dtype=torch.long)
-        mask[row, : prefix_length + len(caption)] = 1
+        mask[row, : len(caption)] = True
     return tokens, mask
 
 
+def learning_rate(step, peak, warmup, total):
+    """Linear from 0 up to `peak` in `warmup` steps, then linear down to 0 at `total`; `step` counts from 0."""
+    if step < warmup:
+        return peak * step / max(1, warmup)
+    return peak * max(0.0, (total - step) / max(1, total - warmup))
+
+
 def add_adapters(gpt, rank, alpha, dropout, targets):
-    """Put peft's low-rank adapters beside these layers of GPT-2, and freeze everything else of it."""
+    """Put peft's low-rank adapters beside these layers of GPT-2, and freeze everything else in it."""
     from peft import LoraConfig, inject_adapter_in_model
 
     settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, fan_in_fan_out=True)
@@ -146,24 +172,26 @@ def add_adapters(gpt, rank, alpha, dropout, targets):
 
 
 class PublishedTraining:
-    """The published training step over a model; of a GPT-2 with adapters only they are trained, and the mapper.
+    """The published training step. Of a GPT-2 with adapters, only the adapters and the mapper are trained."""
 
-    length: tokens to which every caption is padded; only_prefix: train the mapper only. GPT-2's gradients are then computed all the same,
-    and pile up unused, since only the mapper's are cleared.
-    """
+    def __init__(self, model, length, only_prefix, lr=LEARNING_RATE):
+        """Make the optimizer.
 
-    def __init__(self, model, prefix_length, length, only_prefix):
-        self.model, self.prefix_length, self.length = model, prefix_length, length
+        Args:
+            model: PublishedClipCap.
+            length: tokens to which every caption is padded.
+            only_prefix: train the mapper only. GPT-2's gradients are computed all the same and pile up unused, since only the mapper's
+                are cleared.
+            lr: learning rate.
+        """
+        self.model, self.length, self.only_prefix = model, length, only_prefix
         whole = model.clip_project if only_prefix else model
         self.trained = [parameter for parameter in whole.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.trained, lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, foreach=False, fused=False
-        )
-        self.only_prefix = only_prefix
+        self.optimizer = torch.optim.AdamW(self.trained, lr=lr, betas=BETAS, eps=EPS, weight_decay=0.0, foreach=False, fused=False)
         self.train()
 
     def train(self):
-        """Dropout on in what is trained, adapters included; the weights of a GPT-2 that are not trained stay in eval mode."""
+        """Switch dropout on in what is trained, adapters included; a frozen GPT-2 stays in eval mode."""
         self.model.train()
         if self.only_prefix or not all(parameter.requires_grad for parameter in self.model.gpt.parameters()):
             self.model.gpt.eval()
@@ -172,14 +200,13 @@ class PublishedTraining:
                 module.train()
 
     def loss(self, clip_embedding, captions):
-        """clip_embedding [B, D], one row a caption; captions: B lists of tokens → mean cross-entropy of a token, a scalar tensor."""
-        device = clip_embedding.device
-        tokens, mask = (tensor.to(device) for tensor in pad_captions(captions, self.length, self.prefix_length))
-        logits = self.model(clip_embedding, tokens, mask)[:, self.prefix_length - 1 : -1]  # [B, T, V]
+        """Return the mean cross-entropy per token of B lists of tokens; clip_embedding [B, D] has one row per caption."""
+        tokens, mask = (tensor.to(clip_embedding.device) for tensor in pad_captions(captions, self.length))
+        logits = self.model(clip_embedding, tokens, mask)  # [B, T, V]
         return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), tokens.flatten(), ignore_index=PAD)
 
     def step(self, clip_embedding, captions):
-        """One optimiser step → its loss."""
+        """Take one optimizer step and return its loss."""
         loss = self.loss(clip_embedding, captions)
         loss.backward()
         self.optimizer.step()
@@ -187,48 +214,64 @@ class PublishedTraining:
         return loss.item()
 
 
+def train_published(model, embeddings, captions, rows, batches, lr, warmup, only_prefix):
+    """Run the published loop, one step per list of caption numbers in `batches`. Returns losses and learning rates."""
+    training = PublishedTraining(model, published_length([len(caption) for caption in captions]), only_prefix, lr)
+    losses, rates = [], []
+    for step, batch in enumerate(batches):
+        rates.append(learning_rate(step, lr, warmup, len(batches)))
+        for group in training.optimizer.param_groups:
+            group["lr"] = rates[-1]
+        losses.append(training.step(embeddings[[rows[number] for number in batch]], [captions[number] for number in batch]))
+    return losses, rates
+
+
 # -- decoding ------------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def beam_search(gpt, prefix, beam_size, entry_length, stop):
-    """Beams for one picture, prefix [1, P, E] → lists of tokens, best first."""
-    embeds, tokens = prefix, None
-    lengths = torch.ones(beam_size, device=prefix.device)
-    for _ in range(entry_length):
-        log_probs = gpt(inputs_embeds=embeds, use_cache=False).logits[:, -1].log_softmax(-1)  # [beams, V]
-        if tokens is None:
-            sums, taken = log_probs[0].topk(beam_size)
-            embeds = prefix.expand(beam_size, -1, -1)
-            tokens = taken[:, None]
-            stopped = taken == stop
-        else:
-            log_probs[stopped] = -torch.inf
-            log_probs[stopped, 0] = 0
-            sums = sums[:, None] + log_probs
-            lengths[~stopped] += 1
-            means, place = (sums / lengths[:, None]).flatten().topk(beam_size)
-            source, taken = place // log_probs.shape[1], place % log_probs.shape[1]
-            lengths = lengths[source]
-            sums = means * lengths
-            embeds = embeds[source]
-            tokens = torch.cat([tokens[source], taken[:, None]], dim=1)
-            stopped = stopped[source] | (taken == stop)
-        embeds = torch.cat([embeds, gpt.transformer.wte(taken)[:, None]], dim=1)  # [beams, P + T, E]
-        if stopped.all():
-            break
-    order = (sums / lengths).argsort(descending=True)
-    return [tokens[beam, : int(lengths[beam])].tolist() for beam in order]
+def next_logits(gpt, prefix, sequences):
+    """Logits [N, V] after prefix [1, P, E] and each of N equally long lists of tokens, in one full pass without a cache."""
+    inputs = prefix.expand(len(sequences), -1, -1)
+    if sequences[0]:
+        inputs = torch.cat([inputs, gpt.transformer.wte(torch.tensor(sequences, device=prefix.device))], dim=1)  # [N, P + T, E]
+    return gpt(inputs_embeds=inputs, use_cache=False).logits[:, -1]
 
 
 @torch.no_grad()
-def greedy_search(gpt, prefix, entry_length, stop):
-    """The likeliest token, again and again, for one picture: prefix [1, P, E] → a list of tokens."""
-    embeds, tokens = prefix, []
-    for _ in range(entry_length):
-        taken = gpt(inputs_embeds=embeds, use_cache=False).logits[:, -1].argmax(-1)  # [1]
-        tokens.append(int(taken))
-        embeds = torch.cat([embeds, gpt.transformer.wte(taken)[:, None]], dim=1)
-        if tokens[-1] == stop:
+def beam_search(gpt, prefix, beam_size, entry_length, temperature, stop):
+    """Search for one picture, prefix [1, P, E]. Returns (tokens, mean log-probability) of each beam, best first."""
+    temperature = temperature if temperature > 0 else 1.0
+    sequences = [[]]
+    for step in range(entry_length):
+        log_probs = (next_logits(gpt, prefix, sequences) / temperature).log_softmax(-1)  # [beams, V]
+        if step == 0:
+            sums, taken = log_probs[0].topk(beam_size)
+            sequences = [[token] for token in taken.tolist()]
+            lengths, stopped = torch.ones_like(sums), taken == stop
+        else:
+            log_probs[stopped] = -torch.inf
+            log_probs[stopped, 0] = 0
+            lengths[~stopped] += 1
+            means, place = ((sums[:, None] + log_probs) / lengths[:, None]).flatten().topk(beam_size)
+            source, taken = place // log_probs.shape[1], place % log_probs.shape[1]
+            lengths = lengths[source]
+            sums = means * lengths
+            sequences = [[*sequences[beam], token] for beam, token in zip(source.tolist(), taken.tolist())]
+            stopped = stopped[source] | (taken == stop)
+        if stopped.all():
             break
-    return tokens
+    scores = sums / lengths
+    return [(sequences[beam][: int(lengths[beam])], scores[beam].item()) for beam in scores.argsort(descending=True).tolist()]
+
+
+@torch.no_grad()
+def greedy_search(gpt, prefix, entry_length, temperature, stop):
+    """Take the likeliest token again and again, for one picture. Returns tokens and their mean log-probability."""
+    temperature = temperature if temperature > 0 else 1.0
+    tokens, total = [], 0.0
+    while len(tokens) < entry_length and (not tokens or tokens[-1] != stop):
+        log_probs = (next_logits(gpt, prefix, [tokens]) / temperature).log_softmax(-1)[0]  # [V]
+        tokens.append(int(log_probs.argmax()))
+        total += float(log_probs.max())
+    return tokens, total / len(tokens)

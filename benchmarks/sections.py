@@ -219,10 +219,10 @@ def decode_rows(context):
                 with torch.no_grad():
                     prefix = theirs.clip_project(embedding[row : row + 1])  # [1, P, E]
                 if decoding == "beam":
-                    tokens = beam_search(theirs.gpt, prefix, scale.beam_size, scale.entry_length, stop)
+                    beams = beam_search(theirs.gpt, prefix, scale.beam_size, scale.entry_length, 1.0, stop)
                 else:
-                    tokens = [greedy_search(theirs.gpt, prefix, scale.entry_length, stop)]
-                found["published"].append([[f"t{token}" for token in each if token != stop] for each in tokens])
+                    beams = [greedy_search(theirs.gpt, prefix, scale.entry_length, 1.0, stop)]
+                found["published"].append([[f"t{token}" for token in tokens if token != stop] for tokens, _ in beams])
 
         calls["published"] = published
         for precision in models:

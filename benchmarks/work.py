@@ -136,9 +136,11 @@ def build_captioner(variant, clip_width=512, tokenizer=None, **sizes):
 
 def build_published(ours, attention="eager", **sizes):
     """The published captioner with the weights of ours. Its attention is transformers' eager one, the only one there was."""
-    from benchmarks.published import PublishedCaptioner, add_adapters
+    from benchmarks.published import PublishedClipCap, add_adapters
 
-    theirs = PublishedCaptioner(build_gpt2(attention, **sizes), ours.config)
+    config = ours.config
+    transformer = (config.clip_length, config.num_layers) if config.mapping_type == "transformer" else ()
+    theirs = PublishedClipCap(build_gpt2(attention, **sizes), config.clip_width, config.prefix_length, *transformer)
     if ours.config.lora:
         add_adapters(theirs.gpt, **ours.config.lora)
     theirs.load_state_dict(ours.state_dict())
@@ -150,7 +152,7 @@ def published_training(theirs, variant):
     from benchmarks.published import PublishedTraining
 
     settings = VARIANTS[variant]
-    return PublishedTraining(theirs, settings["prefix_length"], corpus_length(), settings["tune"] == "mapper")
+    return PublishedTraining(theirs, corpus_length(), settings["tune"] == "mapper")
 
 
 def save_clip(path, sizes=VIT_B_32):

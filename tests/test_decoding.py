@@ -6,8 +6,8 @@ import random
 import pytest
 import torch
 
-import published
 import tiny
+from benchmarks import published
 from common import UserError
 from models.captioner import ClipCaptionModel
 from models.config import CaptionConfig

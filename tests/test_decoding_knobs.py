@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_decoding import END, STOP, TOKENIZER, VOCABULARY, embeddings, prefixes, random_model
 
-import published
+from benchmarks import published
 from common import UserError
 from models.constraints import Constraints
 from models.decoding import generate

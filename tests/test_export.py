@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import published
 import tiny
 import weight_files
+from benchmarks import published
 from models.captioner import ClipCaptionModel
 from models.checkpoints import config_path, load_checkpoint, save_checkpoint, save_config
 from models.config import CaptionConfig

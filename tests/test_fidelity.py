@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import published
 import tiny
+from benchmarks import published
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-import published
 import tiny
+from benchmarks import published
 from features.packing import Tokens, pack_captions, plan_epoch, tokenize_captions
 from models.captioner import ClipCaptionModel
 from models.config import CaptionConfig

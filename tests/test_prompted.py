@@ -6,8 +6,8 @@ import dataclasses
 import pytest
 import torch
 
-import published
 import tiny
+from benchmarks import published
 from common import UserError
 from models.captioner import ClipCaptionModel
 from models.checkpoints import config_path, load_checkpoint, save_checkpoint, save_config

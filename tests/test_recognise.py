@@ -6,9 +6,9 @@ import re
 import pytest
 import torch
 
-import published
 import tiny
 import weight_files
+from benchmarks import published
 from common import UserError
 from models import checkpoints
 from models.checkpoints import load_checkpoint
