@@ -1,11 +1,11 @@
-"""How long 10 epochs of COCO take: the real train.py on 113,287 random embeddings with 566,747 captions of real lengths.
+"""Measure how long 10 epochs of COCO take: the real train.py on 113,287 random embeddings and 566,747 captions of real lengths.
 
     python -m benchmarks.coco_run                                    MLP + tuned GPT-2, on the best device there is
     python -m benchmarks.coco_run --only_prefix --mapping_type transformer --prefix_length 40 --prefix_length_clip 40
     python -m benchmarks.coco_run --max_steps 300 --bs 400 --lr 2e-4 --device cuda
 
-Options it does not know itself go to train.py as they are. A part of the run is timed and the rest extrapolated. Captions are strings of
-words out of GPT-2's BPE where --data holds its vocab.json and merges.txt (see benchmarks/README.md), else of numbers. Nothing is kept.
+Unknown options are passed to train.py. A part of the run is timed, and the whole is extrapolated from it. Captions are made of words of
+GPT-2's BPE where --data holds its vocab.json and merges.txt (see benchmarks/README.md), else of numbers. All files are removed at the end.
 """
 
 import json
@@ -30,7 +30,7 @@ GOAL_TO_FIRST_STEP = 60  # seconds on two cores
 
 
 def save_language_model(folder, data, **sizes):
-    """Write a GPT-2 of random weights with a tokenizer into `folder` → the words captions are made of, one token each after a space."""
+    """Write a GPT-2 with random weights and a tokenizer into `folder`. Returns words that are one token each after a space."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -52,7 +52,7 @@ def save_language_model(folder, data, **sizes):
 
 
 def save_data(path, words, images=IMAGES, captions=CAPTIONS, width=512, seed=0):
-    """Write a feature file of random embeddings and captions: five an image, a sixth for the images there are captions left for."""
+    """Write a feature file of random embeddings and captions: five per image, and a sixth while captions are left."""
     import torch
 
     from features.store import save_features
@@ -61,7 +61,7 @@ def save_data(path, words, images=IMAGES, captions=CAPTIONS, width=512, seed=0):
     lengths = work.draw_lengths(captions, seed)
     chosen = draw.integers(0, len(words), lengths.sum())
     ends = np.cumsum(lengths)
-    # Each word with a space before it, the first too: GPT-2's BPE may split a word at the beginning of a text.
+    # A space before each word, also the first: GPT-2's BPE may split a word at the beginning of a text.
     texts = ("".join(f" {words[word]}" for word in chosen[end - length : end]) for end, length in zip(ends, lengths))
     rows = np.sort(np.arange(captions) % images)
     records = [
@@ -73,7 +73,7 @@ def save_data(path, words, images=IMAGES, captions=CAPTIONS, width=512, seed=0):
 
 
 def time_run(command, metrics):
-    """Start train.py and follow its metrics file → seconds from the start to the first step's line, the lines, train.py's own output."""
+    """Run train.py and follow its metrics file. Returns seconds until the first step's line, all lines, and what train.py printed."""
     began, first = time.monotonic(), None
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
@@ -90,7 +90,7 @@ def time_run(command, metrics):
 
 
 def steady_rate(lines):
-    """Captions a second: the median of the logging intervals after the first quarter, which warms up."""
+    """Return captions per second: median, lowest and highest of the logging intervals after the first quarter, a warm-up."""
     rates = [line["captions_per_s"] for line in lines if "captions_per_s" in line]
     kept = rates[len(rates) // 4 :]
     return statistics.median(kept), min(kept), max(kept)
@@ -99,18 +99,18 @@ def steady_rate(lines):
 @one_line_errors
 def main(argv=None):
     parser = Parser(prog="benchmarks.coco_run", description=__doc__)
-    parser.add_argument("--max_steps", type=int, default=30, help="optimiser steps that are timed (default 30)")
-    parser.add_argument("--log_every", type=int, default=1, help="steps between lines of the metrics; more on a GPU (default 1)")
-    parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--captions", type=int, default=CAPTIONS)
+    parser.add_argument("--max_steps", type=int, default=30, help="number of optimizer steps to time (default 30)")
+    parser.add_argument("--log_every", type=int, default=1, help="steps between lines of the metrics file; use more on a GPU (default 1)")
+    parser.add_argument("--images", type=int, default=IMAGES, help=f"number of images (default {IMAGES})")
+    parser.add_argument("--captions", type=int, default=CAPTIONS, help=f"number of captions (default {CAPTIONS})")
     parser.add_argument("--data", type=Path, metavar="FOLDER", default=os.environ.get("PREFIXCAP_DATA", "../shared/data"),
                         help="where gpt2/vocab.json and merges.txt are (default $PREFIXCAP_DATA)")  # fmt: skip
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="make data and model here, and use what is here already")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep data and model in this folder, and reuse what is there")
     options, passed_on = parser.parse_known_args(argv)
     if not 1 <= options.images <= options.captions:
-        parser.error(f"--images {options.images} and --captions {options.captions}: expected at least one caption an image")
+        parser.error(f"--images {options.images} and --captions {options.captions}: expected at least one caption per image")
     if options.max_steps < 4:
-        parser.error(f"--max_steps is {options.max_steps}; expected at least 4, of which the first warm up")
+        parser.error(f"--max_steps is {options.max_steps}; expected at least 4; the first ones are a warm-up")
 
     folder = options.keep or Path(tempfile.mkdtemp(prefix="coco_run."))
     try:
@@ -135,8 +135,8 @@ def main(argv=None):
     rate, lowest, highest = steady_rate(lines)
     seconds = EPOCHS * options.captions / rate
     print("\n".join(line for line in output.splitlines() if line.startswith(("device", "data", "parameters"))))
-    what = "the first optimiser step" if options.log_every == 1 else f"optimiser step {options.log_every}"
-    print(f"from the start to {what}: {first:.0f} s (goal: under {GOAL_TO_FIRST_STEP} s to the first, on two cores)")
+    what = "the first optimizer step" if options.log_every == 1 else f"optimizer step {options.log_every}"
+    print(f"time to {what}: {first:.0f} s (goal for the first, on two cores: under {GOAL_TO_FIRST_STEP} s)")
     print(f"{rate:,.1f} captions/s ({lowest:,.1f} to {highest:,.1f} over {len(lines)} logged intervals)")
     print(f"{EPOCHS} epochs of {options.captions:,} captions: {describe(seconds)}, extrapolated from {options.max_steps:,} steps")
     if others is not None:
@@ -145,7 +145,7 @@ def main(argv=None):
 
 
 def describe(seconds):
-    """Seconds as a length of time one can picture: "4.2 minutes", "3.1 hours", "2.4 days"."""
+    """Format seconds in a convenient unit: "4.2 minutes", "3.1 hours", "2.4 days"."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

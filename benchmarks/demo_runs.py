@@ -1,12 +1,13 @@
-"""The demo's captioner trained several times on the same data, and its captions judged: precisions, and ways of tuning.
+"""Train the demo's captioner several times on the same data and judge its captions: precisions, and ways of tuning.
 
-    make demo                                    once: the world, its tiny models and its features
-    python -m benchmarks.demo_runs precision     does bf16 learn what float32 learns? about three minutes on two cores
-    python -m benchmarks.demo_runs tuning        full, mapper, ends, head and lora, with each its own settings; about five minutes
+    make demo                                    first: the world, its tiny models and its features
+    python -m benchmarks.demo_runs precision     compare bf16 with float32; about three minutes on two cores
+    python -m benchmarks.demo_runs tuning        compare full, mapper, ends, head and lora, each with its own settings; about five minutes
 
-All runs of a comparison see the same batches from the same start. Prints a table and a line of JSON: for each run the parameters trained,
-the seconds of training, the loss at its end (nats a token, over the last logging interval) and share_true (share of true captions of
-the held-out pictures, decoded in float32). Exit code 1 where the two precisions lie further apart than LOSS_SHARE or TRUE_SHARE.
+All runs of a comparison see the same batches in the same order. The result is a table and a line of JSON. For each run it shows the number
+of trained parameters, the seconds of training, the final loss (nats per token, over the last logging interval) and share_true (the share
+of true captions on held-out pictures, decoded in float32). The exit code is 1 where the precisions differ by more than LOSS_SHARE or
+TRUE_SHARE.
 """
 
 import json
@@ -22,7 +23,7 @@ from demo import scenes as world
 
 COMPARISONS = {
     "precision": {"fp32": "--mixed_precision no", "bf16": "--mixed_precision bf16"},
-    # A language model that stays as it is wants a longer prefix and a mapper that learns faster.
+    # A frozen language model needs a longer prefix and a higher learning rate of the mapper.
     "tuning": {
         "full": "--tune full",
         "mapper": "--tune mapper --prefix_length 16 --lr 3e-3",
@@ -36,7 +37,7 @@ TRUE_SHARE = 0.02
 
 
 def train_and_judge(folder, out, train_options):
-    """Train the demo in `folder` with these options, writing into `out`, and caption the held-out pictures → dict of figures."""
+    """Train the demo in `folder` with these options, write into `out`, and caption the held-out pictures. Returns a dict of figures."""
     captions, places = out / "captions.json", {f"{folder}/checkpoints": str(out), f"{folder}/captions.json": str(out / "captions.json")}
     lines = demo.command_lines(folder, train_options)
     seconds = {}
@@ -49,27 +50,27 @@ def train_and_judge(folder, out, train_options):
     truth = world.read_scenes(folder, "heldout")
     predicted = {int(row["image_id"]): row["caption"] for row in json.loads(captions.read_text(encoding="utf-8"))}
     if predicted.keys() != truth.keys():
-        raise UserError(f"{folder}/heldout.pkl is not of the {len(truth)} pictures in {folder}/heldout. Run make demo again.")
+        raise UserError(f"{folder}/heldout.pkl does not match the {len(truth)} pictures in {folder}/heldout. Run make demo again.")
     share_true = world.share_true([predicted[image_id] for image_id in truth], list(truth.values()))
     return {"trained": count_trained(out), "seconds": round(seconds["train"], 1), "loss": logged[-1]["loss"], "share_true": share_true}
 
 
 def count_trained(out):
-    """Parameters in the optimiser of the run in `out`."""
+    """Count the parameters in the optimizer of the run in `out`."""
     from models.tensors import read_tensors
 
     return sum(tensor.numel() for tensor in read_tensors(out / "demo_state.pt")["weights"].values())
 
 
 def compare_precisions(found):
-    """{"fp32": {loss, share_true, …}, "bf16": …} → how far they lie apart, and whether that is near enough."""
+    """Return how far the two precisions differ, and whether that is within the limits."""
     fp32, bf16 = found["fp32"], found["bf16"]
     loss, share = abs(bf16["loss"] / fp32["loss"] - 1), abs(bf16["share_true"] - fp32["share_true"])
     return {"loss_apart": loss, "share_true_apart": share, "meets": loss <= LOSS_SHARE and share <= TRUE_SHARE}
 
 
 def options_of(more, common):
-    """The demo's train options with some of its own in their place: one text."""
+    """Replace some of the demo's train options by those of a run. Returns one text."""
     for name in re.findall(r"--\w+", more):
         common = re.sub(rf"{name} \S+ ?", "", common)
     return f"{common.strip()} {more}"
@@ -79,8 +80,8 @@ def options_of(more, common):
 def main(argv=None):
     parser = Parser(prog="benchmarks.demo_runs", description=__doc__)
     parser.add_argument("comparison", choices=COMPARISONS)
-    parser.add_argument("--folder", type=Path, default=Path("data/demo"), help="where make demo wrote (default data/demo)")
-    parser.add_argument("--train_options", default=demo.TRAIN_OPTIONS, help="options handed on to train.py (default %(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("data/demo"), help="folder that make demo wrote (default data/demo)")
+    parser.add_argument("--train_options", default=demo.TRAIN_OPTIONS, help="options for train.py (default %(default)s)")
     options = parser.parse_args(argv)
     if not (options.folder / "heldout.pkl").is_file():
         raise UserError(f"{options.folder} holds no demo; expected train.pkl, heldout.pkl and weights in it. Run make demo first.")

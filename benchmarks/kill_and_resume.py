@@ -1,9 +1,9 @@
-"""Kill parse_coco.py and train.py at random moments, let each end once, and compare with undisturbed runs, byte for byte.
+"""Kill parse_coco.py and train.py at random moments, let each finish once, and compare with undisturbed runs byte by byte.
 
     python -m benchmarks.kill_and_resume                 20 SIGKILLs each on the demo world's pictures and tiny models (make demo first)
     python -m benchmarks.kill_and_resume --kills 3
 
-Prints one line a kill and ends with an error where a feature file or a checkpoint differs.
+It prints one line per kill, and ends with an error where a feature file or a checkpoint differs.
 """
 
 import random
@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_killed(command, kills, longest, draw, finish):
-    """Start `command` again and again, killing it after up to `longest` seconds, until it was killed `kills` times; then run it to its end.
+    """Start a command and kill it after up to `longest` seconds, until it was killed `kills` times; then let it finish.
 
-    finish: called whenever a run has ended by itself; compares its files with the undisturbed ones, and removes them.
+    finish: called whenever a run has finished; compares its files with the undisturbed ones and removes them.
     """
     killed = 0
     while killed < kills:
@@ -41,7 +41,7 @@ def run_killed(command, kills, longest, draw, finish):
 
 
 def run_whole(command):
-    """Run `command` to its end → seconds. Raises UserError when it fails."""
+    """Run a command to its end. Returns its seconds; raises UserError when it fails."""
     began = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -50,12 +50,12 @@ def run_whole(command):
 
 
 def compare_and_remove(folder, names):
-    """Raise UserError unless each killed_NAME holds the bytes of whole_NAME and nothing else is left; then remove what was compared."""
+    """Compare the bytes of each killed_NAME with whole_NAME, and remove what was compared. Raises UserError for any difference."""
     left = {path.name for path in folder.iterdir() if not path.name.startswith("whole")}
     for name in names:
         if (folder / f"whole{name}").read_bytes() != (folder / f"killed{name}").read_bytes():
-            raise UserError(f"killed{name} differs from whole{name}: a killed run does not end as an undisturbed one")
-        print(f"  ended: killed{name} is whole{name}, byte for byte")
+            raise UserError(f"killed{name} differs from whole{name}: a killed run does not end like an undisturbed one")
+        print(f"  finished: killed{name} equals whole{name}, byte by byte")
     stray = [name for name in left if not name.startswith("killed") or name.endswith(".pieces")]
     if stray:
         raise UserError(f"left behind: {', '.join(stray)}")
@@ -66,8 +66,8 @@ def compare_and_remove(folder, names):
 @one_line_errors
 def main(argv=None):
     parser = Parser(prog="benchmarks.kill_and_resume", description=__doc__)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=20, help="number of kills of each script (default 20)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default 0)")
     parser.add_argument("--world", type=Path, default=Path("data/demo"), help="folder that make demo filled (default data/demo)")
     options = parser.parse_args(argv)
     world = options.world.resolve()

@@ -1,10 +1,10 @@
-"""Peak memory of one training step of 8 images x 5 captions, beyond the model's own; run in a process of its own for each side.
+"""Measure the peak memory of one training step of 8 images x 5 captions, above the model's own; each side runs in its own process.
 
-    python -m benchmarks.memory published mlp            prints a line of JSON: bytes above the model, and the model's
+    python -m benchmarks.memory published mlp            prints a line of JSON: bytes above the model, and bytes of the model
     python -m benchmarks.memory ours transformer --bf16
 
-On a CPU the most resident memory during the step, minus that once the model stands, mapped files left out; with --device cuda torch's
-max_memory_allocated, likewise.
+On a CPU this is the peak of resident memory during the step, minus that after loading the model, without mapped files. With --device cuda
+it is torch's max_memory_allocated, likewise.
 """
 
 import gc
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def peak_of_step(side, variant, bf16=False, device="cpu", scale=None):
-    """→ {"step": bytes of the peak above the model, "model": bytes of its parameters}. scale: work.Scale (default full size)."""
+    """Return {"step": peak bytes above the model, "model": bytes of its parameters}. scale: work.Scale (default full size)."""
     import torch
 
     scale = scale or work.Scale()
@@ -48,7 +48,7 @@ def peak_of_step(side, variant, bf16=False, device="cpu", scale=None):
     gc.collect()
     model = sum(tensor.numel() * tensor.element_size() for tensor in training.model.parameters())
     before = torch.cuda.memory_allocated() if device == "cuda" else resident()
-    step(numbers[: work.CAPTIONS_AN_IMAGE])  # the optimiser's state and the libraries' own tables stand before the step that is measured
+    step(numbers[: work.CAPTIONS_AN_IMAGE])  # makes the optimizer's state before the step that is measured
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         step(numbers)
@@ -59,7 +59,7 @@ def peak_of_step(side, variant, bf16=False, device="cpu", scale=None):
 
 
 def resident():
-    """Bytes of memory this process holds, files that are mapped left out; where the system does not say, the most it ever held."""
+    """Return the bytes of memory this process holds, without mapped files; where the system does not say, the most it ever held."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
@@ -69,7 +69,7 @@ def resident():
 
 
 class Peak:
-    """Looks at resident() every few milliseconds while its block runs; .bytes is the most it saw."""
+    """Watch resident() every few milliseconds while the block runs; .bytes is the maximum."""
 
     def __enter__(self):
         self.bytes, self.ended = resident(), threading.Event()
@@ -88,7 +88,7 @@ class Peak:
 
 
 def measure(side, variant, bf16=False, device="cpu"):
-    """peak_of_step in a fresh process. Raises UserError when it fails."""
+    """Run peak_of_step in a new process. Raises UserError when it fails."""
     words = [sys.executable, "-m", "benchmarks.memory", side, variant, "--device", device, *(["--bf16"] if bf16 else [])]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -101,7 +101,7 @@ def main(argv=None):
     parser = Parser(prog="benchmarks.memory", description=__doc__)
     parser.add_argument("side", choices=("published", "ours"))
     parser.add_argument("variant", choices=tuple(work.VARIANTS))
-    parser.add_argument("--bf16", action="store_true", help="ours under bf16 autocast")
+    parser.add_argument("--bf16", action="store_true", help="run our side under bf16 autocast")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args(argv)
     print(json.dumps(peak_of_step(options.side, options.variant, options.bf16, options.device)))

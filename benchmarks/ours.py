@@ -1,4 +1,4 @@
-"""Our side: the calls that parse_coco.py, train.py and predict.py make, wrapped so that they can be timed."""
+"""Our side of the benchmark: the calls that parse_coco.py, train.py and predict.py make, wrapped for timing."""
 
 import contextlib
 import io
@@ -14,10 +14,10 @@ from training.optimizer import build_optimizer
 
 
 class Training:
-    """The step of train.py's loop over a captioner, in float32 or under bf16 autocast (the weights stay float32)."""
+    """The training step of train.py, in float32 or under bf16 autocast (weights stay float32)."""
 
     def __init__(self, model, captions, bs=40):
-        """captions: work.CaptionSet, of which "!" is left out of the loss, as on the published side; bs: captions a step, on a GPU."""
+        """Prepare the step. captions: work.CaptionSet; "!" is ignored in the loss, as on the published side; bs: captions per step."""
         self.model = model
         self.device = next(model.parameters()).device
         self.data = CaptionData(captions, captions.tokens, captions.caption_rows, model.config.prefix_length, PAD)
@@ -27,7 +27,7 @@ class Training:
         model.train()
 
     def loss(self, numbers, bf16=False):
-        """numbers: caption numbers → mean cross-entropy of a token, a scalar tensor."""
+        """Return the mean cross-entropy per token of these captions, a scalar tensor."""
         return self._loss(self.data.pack(numbers), bf16)
 
     def _loss(self, batch, bf16):
@@ -35,11 +35,11 @@ class Training:
             return self.model(batch.to(self.device)) / len(batch.labels)
 
     def step(self, numbers, bf16=False):
-        """One optimiser step → its loss."""
+        """Take one optimizer step and return its loss."""
         return self.steps([numbers], bf16)
 
     def steps(self, batches, bf16=False):
-        """Optimiser steps over lists of caption numbers, the device never waited for in between → the last one's loss."""
+        """Take optimizer steps over lists of caption numbers without waiting for the device in between. Returns the last loss."""
         for batch in packed_steps(self.data, batches, 1, 0, 1, self.device.type):
             loss = self._loss(batch.parts[0], bf16)
             loss.backward()
@@ -49,7 +49,7 @@ class Training:
 
 
 def encode_pictures(encoder, pictures, captions_each, out):
-    """extract() over pictures (paths) with `captions_each` captions each → embeddings [pictures, D] as the feature file holds them."""
+    """Run extract() over pictures (paths) with `captions_each` captions each. Returns [pictures, D] as the feature file holds it."""
     from features.store import load_features
 
     records = [Record(str(number), str(path), [{"caption": "x"}] * captions_each) for number, path in enumerate(pictures)]
@@ -59,7 +59,7 @@ def encode_pictures(encoder, pictures, captions_each, out):
 
 
 def caption(model, clip_embedding, decoding, beam_size, entry_length):
-    """generate() → for each image its captions, best first, each a list of words (see work.word_tokenizer)."""
+    """Run generate(). Returns the captions of each image, best first, each as a list of words (see work.word_tokenizer)."""
     kept = beam_size if decoding == "beam" else 1
     found = generate(model, clip_embedding, decoding, beam_size, entry_length, num_captions=kept)
     return [[text.split() for text, _ in captions] for captions in found]

@@ -1,10 +1,10 @@
-"""What rows cost in memory: the real train.py on a feature directory of random embeddings, watched from outside.
+"""Measure what rows cost in memory: the real train.py on a feature directory of random embeddings, watched from outside.
 
-  python -m benchmarks.rows                     3,300,000 rows x 512 (float16, 3.4 GB on disk): some ten minutes on a CPU
+  python -m benchmarks.rows                     3,300,000 rows x 512 (float16, 3.4 GB on disk): about ten minutes on a CPU
   python -m benchmarks.rows --rows 300000
 
-Captions have COCO's lengths, one an image. The language model is a tiny GPT-2, so that what is measured is the data; the same run on
-100 rows is what is there without data (the libraries, model and optimiser), and is taken off. Memory is RssAnon: mapped files do not count.
+Captions have COCO's lengths, one per image. The language model is a tiny GPT-2, so that the data dominates. The same run on 100 rows gives
+the memory of libraries, model and optimizer, which is subtracted. Memory is RssAnon: mapped files do not count.
 """
 
 import json
@@ -28,7 +28,7 @@ FIGURES = ("peak", "steps")
 
 
 def save_directory(folder, rows, words, width=WIDTH, part_rows=PART_ROWS, seed=0):
-    """Write random features as clip-retrieval does, one caption a row, made of `words`; a part at a time."""
+    """Write random features in clip-retrieval's layout, one part at a time; each row has one caption made of `words`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -48,7 +48,7 @@ def save_directory(folder, rows, words, width=WIDTH, part_rows=PART_ROWS, seed=0
 
 
 def save_language_model(folder):
-    """Write a tiny GPT-2 of random weights and a word tokenizer into `folder` → its words, as long as English ones on average."""
+    """Write a tiny GPT-2 with random weights and a word tokenizer into `folder`. Returns words about as long as English ones."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -60,7 +60,7 @@ def save_language_model(folder):
 
 
 def watch_training(data, language_model, out, steps, *more):
-    """Run train.py on `data` for some steps → bytes of RssAnon: "peak" over the run, "steps" while it trains; and "seconds"."""
+    """Run train.py on `data` for some steps. Returns bytes of RssAnon, "peak" over the run and "steps" while training; "seconds"."""
     words = [sys.executable, "train.py", "--data", str(data), "--gpt2_type", str(language_model), "--out_dir", str(out), "--device", "cpu"]
     words += ["--max_steps", str(steps), "--log_every", "1", "--mixed_precision", "no", "--prefix", "run", *more]
     metrics, began, seen = out / "run_metrics.jsonl", time.monotonic(), dict.fromkeys(FIGURES, 0)
@@ -80,9 +80,9 @@ def watch_training(data, language_model, out, steps, *more):
 
 
 def _anonymous_memory(process):
-    """RssAnon of a process in bytes; 0 once it has ended. Raises UserError where the system does not say."""
+    """Return RssAnon of a process in bytes, 0 once it has ended. Raises UserError where the system does not say."""
     if not Path("/proc/self/status").is_file():
-        raise UserError("this system has no /proc, which says how much memory a process holds. Measure on Linux.")
+        raise UserError("this system has no /proc, from which memory is read. Measure on Linux.")
     try:
         lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -93,10 +93,10 @@ def _anonymous_memory(process):
 @one_line_errors
 def main(argv=None):
     parser = Parser(prog="benchmarks.rows", description=__doc__)
-    parser.add_argument("--rows", type=int, default=ROWS, help="rows of the directory (default 3300000)")
+    parser.add_argument("--rows", type=int, default=ROWS, help="number of rows (default 3300000)")
     parser.add_argument("--width", type=int, default=WIDTH, help="width of an embedding (default 512)")
-    parser.add_argument("--steps", type=int, default=200, help="optimiser steps of 40 captions (default 200)")
-    parser.add_argument("--folder", type=Path, help="where the data goes, removed at the end (default the system's temporary folder)")
+    parser.add_argument("--steps", type=int, default=200, help="number of optimizer steps of 40 captions (default 200)")
+    parser.add_argument("--folder", type=Path, help="folder for temporary data (default: the system's)")
     options = parser.parse_args(argv)
     if options.rows < FEW_ROWS or options.steps < 1:
         parser.error(f"--rows {options.rows}, --steps {options.steps}: expected at least {FEW_ROWS} rows and 1 step")

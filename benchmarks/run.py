@@ -1,11 +1,11 @@
-"""The published recipe and ours, turn and turn about in one process on the same work: ratios, rates, peak memory.
+"""Compare the published recipe with ours, taking turns in one process on the same work: ratios, rates, peak memory.
 
-    python -m benchmarks.run                         everything, on the CPU: about nine minutes on two cores (make bench)
+    python -m benchmarks.run                         everything on the CPU: five to nine minutes on two cores (make bench)
     python -m benchmarks.run --only train --repeats 5
     python -m benchmarks.run --device cuda           the same on a GPU
 
-Networks are full size (ViT-B/32, GPT-2) with random weights, caption lengths are COCO's (benchmarks/lengths.json): nothing is downloaded.
-Prints a table with the floor and the aim of each ratio, and writes benchmarks/results/{machine}.json. See benchmarks/README.md.
+Networks have full size (ViT-B/32, GPT-2) and random weights; caption lengths are COCO's (benchmarks/lengths.json). Nothing is downloaded.
+It prints a table with the floor and the aim of each ratio, and writes benchmarks/results/{machine}.json. See benchmarks/README.md.
 """
 
 import json
@@ -21,7 +21,7 @@ from common import Parser, UserError, one_line_errors, replace_file
 
 HERE = Path(__file__).resolve().parent
 SECTIONS = ("features", "train", "decode", "memory")
-# Ratios to reach on a CPU: the least that counts as done, and the aim.
+# Ratios to reach on a CPU: floor and aim.
 FLOORS = {
     "train mlp images fp32": (3.5, 4.5),
     "train transformer images fp32": (7, 9),
@@ -36,18 +36,18 @@ FLOORS = {
     "memory transformer fp32": (2, None),
     "memory transformer bf16": (2, None),
 }
-# On one H200, per second: what it is, the row it is read from, floor, aim.
+# Rates to reach on one H200: what is measured, its row, floor, aim.
 GPU_FLOORS = (
     ("features, ViT-B/32, images/s", "features bf16", 1500, 3000),
     ("beam 5, captions/s", "beam bf16", 300, 1500),
     ("training, captions/s for 10 epochs of COCO in 10 (5) minutes", "train mlp images bf16 400", 9446, 18892),
     ("the same, frozen GPT-2", "train transformer images bf16 400", 9446, 18892),
 )
-BUSY = 0.05  # of the machine's cores taken by other programs: beyond it the figures are not to be trusted
+BUSY = 0.05  # share of the cores used by other programs above which the figures are not reliable
 
 
 def table(rows):
-    """Rows of benchmarks/sections.py → lines of text, with floor and aim."""
+    """Format the rows of benchmarks/sections.py as lines of text, with floor and aim."""
     heading = ("", "published", "ours", "", "ratio", "low to high", "floor", "aim", "", "of matmul rate", "equal")
     lines = [heading]
     for row in rows:
@@ -73,7 +73,7 @@ def table(rows):
 
 
 def gpu_table(rows, device):
-    """The floors a GPU is held to → lines of text."""
+    """Format the rates that a GPU has to reach as lines of text."""
     by_name = {row["row"]: row for row in rows}
     lines = []
     for what, name, floor, aim in GPU_FLOORS:
@@ -84,24 +84,25 @@ def gpu_table(rows, device):
 
 
 def file_name(machine):
-    """ "AMD EPYC, 2 cores" → "amd-epyc-2-cores"."""
+    """Turn "AMD EPYC, 2 cores" into "amd-epyc-2-cores"."""
     return re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
 
 
 def build_parser():
+    """Build the parser of benchmarks.run."""
     parser = Parser(prog="benchmarks.run", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to measure (default all)")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to measure (default: all)")
     parser.add_argument("--repeats", type=int, metavar="N",
-                        help="rounds, each with every side once (default 3; on a CPU 2 where a round takes longest)")  # fmt: skip
+                        help="number of rounds in which each side runs once (default 3; 2 for the slowest rows on a CPU)")  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="FOLDER", default=os.environ.get("PREFIXCAP_DATA", "../shared/data"),
-                        help="where photographs are, in coco_mini/train2017 (default $PREFIXCAP_DATA); else some are drawn")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="result file (default benchmarks/results/{machine}.json)")
+                        help="folder with coco_mini/train2017 (default $PREFIXCAP_DATA); else pictures are drawn")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/{machine}.json)")
     return parser
 
 
 def measure(sections, device, repeats, data, scale=None, say=print):
-    """Measure the named sections → the results as a dict of plain values."""
+    """Measure the named sections. Returns a dict of plain values."""
     import torch
     import transformers
 
@@ -149,7 +150,7 @@ def main(argv=None):
         import torch
 
         if not torch.cuda.is_available():
-            parser.error("--device cuda: no GPU that torch can use is here. Take --device cpu")
+            parser.error("--device cuda: torch finds no GPU. Use --device cpu")
     results = measure([name for name in SECTIONS if name in options.only], options.device, options.repeats, options.data)
     results["command"] = shlex.join(["python", "-m", "benchmarks.run", *(sys.argv[1:] if argv is None else argv)])
     out = options.out or HERE / "results" / f"{file_name(results['machine'])}.json"
@@ -159,7 +160,7 @@ def main(argv=None):
     print("\n".join(table(results["rows"]) + gpu_table(results["rows"], options.device)))
     others = results["share_of_cores_taken_by_others"]
     if others is not None and others > BUSY:
-        print(f"other programs took {others:.0%} of the cores meanwhile: measure again on an idle machine")
+        print(f"other programs used {others:.0%} of the cores meanwhile: measure again on an idle machine")
     print(f"wrote {out}")
     unequal = [row["row"] for row in results["rows"] if row.get("equal") is False]
     if unequal:

@@ -1,6 +1,6 @@
-"""What benchmarks/run.py measures: features, training, decoding, memory. Each section gives rows, plain dicts that the table prints.
+"""What benchmarks/run.py measures: features, training, decoding, memory. Each section yields rows, plain dicts for the table.
 
-Both sides get the same work, turn and turn about in one process (memory: a process each), and their results are compared first.
+Both sides get the same work and take turns in one process (memory: one process each). Their results are compared first.
 """
 
 import copy
@@ -13,27 +13,27 @@ from benchmarks import memory, work
 
 LOSS_TOLERANCE = 1e-4  # nats a token, float32
 EMBEDDING_TOLERANCE = 1e-4  # of the largest component, float32
-ROUNDS, SLOW_ROUNDS = 3, 2  # unless told; the latter on a CPU for the rows that take longest
+ROUNDS, SLOW_ROUNDS = 3, 2  # defaults; the second for the slowest rows on a CPU
 
 
 @dataclasses.dataclass
 class Context:
-    """What every section is given. rates: FLOP/s of square matrix products, by "fp32" and "bf16"."""
+    """What every section needs. rates: FLOP/s of square matrix products, by "fp32" and "bf16"."""
 
     scale: work.Scale
     device: str
     repeats: int | None  # None: ROUNDS, or SLOW_ROUNDS
     rates: dict
-    folder: Path  # for files that need not last
-    data: Path  # where photographs may be
+    folder: Path  # for temporary files
+    data: Path  # folder that may hold photographs
 
     def rounds(self, slow=False):
-        """How many rounds a row gets; slow: whether it is one of those that take longest."""
+        """Return the number of rounds of a row; slow: whether it is one of the slowest."""
         return self.repeats or (SLOW_ROUNDS if slow and self.device == "cpu" else ROUNDS)
 
 
 def take_turns(calls, repeats, device):
-    """Run each of `calls` (name → function) once a round, `repeats` rounds long → seconds by name, one number a round."""
+    """Run each of `calls` (name to function) once per round. Returns seconds by name, one number per round."""
     seconds = {name: [] for name in calls}
     for number in range(repeats):
         for name, call in calls.items():
@@ -46,7 +46,7 @@ def take_turns(calls, repeats, device):
 
 
 def count_flops(call):
-    """Floating-point operations of the matrix products and attentions that a call does."""
+    """Count the floating-point operations of the matrix products and attentions in a call."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -55,9 +55,15 @@ def count_flops(call):
 
 
 def make_row(key, published, ours, unit, flops, rate, equal):
-    """A row of the table.
+    """Make a row of the table.
 
-    published, ours: seconds a unit, one number a round; flops: of ours a unit; equal: (whether, what was compared) or None.
+    Args:
+        key: name of the row.
+        published, ours: seconds per unit, one number per round.
+        unit: what is counted.
+        flops: operations of our side per unit.
+        rate: FLOP/s of square matrix products.
+        equal: (whether the results are equal, what was compared), or None.
     """
     ratios = [theirs / mine for theirs, mine in zip(published, ours)]
     seconds = statistics.median(ours)
@@ -80,7 +86,7 @@ def make_row(key, published, ours, unit, flops, rate, equal):
 
 
 def train_rows(context):
-    """All variants, both samplings, float32 and bf16, against one published step a round (its cost does not depend on the sampling)."""
+    """Measure all variants, samplings and precisions against one published step, whose cost does not depend on the sampling."""
     import torch
 
     from benchmarks.ours import Training
@@ -121,7 +127,7 @@ def train_rows(context):
             batches = plan_epoch(captions.caption_rows, scale.large_step, drop_last=True)
             calls[name], taken[name] = lambda number: large.steps(batches, True), len(batches) * scale.large_step
             large.steps(batches[:1], True)
-        few = drawn["images"][-1][: work.CAPTIONS_AN_IMAGE]  # enough to make the optimiser's state before the first round
+        few = drawn["images"][-1][: work.CAPTIONS_AN_IMAGE]  # makes the optimizer's state before the first round
         theirs.step(captions.embedding_of(few), captions.lists(few))
         ours.step(few)
         rounds = context.rounds(slow=variant != "mlp")
@@ -140,7 +146,7 @@ def train_rows(context):
 
 
 def feature_rows(context):
-    """extract() against one encoding a caption. Loading and hashing the weights is left out on both sides."""
+    """Measure extract() against one encoding per caption, without loading and hashing the weights."""
     import torch
     from clip import clip
     from clip.model import build_model
@@ -194,7 +200,7 @@ def feature_rows(context):
 
 
 def decode_rows(context):
-    """Beam and greedy over a batch with a cache against one image at a time without; both stop after entry_length tokens at the latest."""
+    """Measure beam and greedy search in a batch with a cache against one image at a time without; at most entry_length tokens."""
     import torch
 
     from benchmarks.ours import caption
@@ -249,7 +255,7 @@ def decode_rows(context):
 
 
 def memory_rows(context):
-    """Peak of a training step above the model, each side in a process of its own."""
+    """Measure the peak memory of a training step above the model, each side in its own process."""
     for variant in ("mlp", "transformer"):
         published = memory.measure("published", variant, False, context.device)
         for precision in ("fp32", "bf16"):

@@ -1,4 +1,4 @@
-"""The work both sides are given: networks of random weights, captions of real lengths, pictures; and what the machine itself can do."""
+"""The work of both sides: networks with random weights, captions of real lengths, pictures; and the speed of the machine itself."""
 
 import dataclasses
 import json
@@ -14,9 +14,9 @@ import numpy as np
 LENGTHS = Path(__file__).with_name("lengths.json")
 CAPTIONS_AN_IMAGE = 5
 GPT2_VOCABULARY = 50257
-# OpenAI's ViT-B/32: embedding width, picture size, layers, width, patch; then the text tower, which nothing here runs, at its smallest.
+# OpenAI's ViT-B/32: embedding width, picture size, layers, width, patch; then the smallest possible text tower, which is not used.
 VIT_B_32 = (512, 224, 12, 768, 32, 77, 64, 64, 1, 1)
-# As published for Instagram: every matrix of a block has its adapter.
+# As published for Instagram: an adapter at every matrix of a block.
 LORA = {"rank": 16, "alpha": 16, "dropout": 0.1, "targets": ["c_attn", "c_proj", "c_fc"]}
 VARIANTS = {
     "mlp": {"mapping_type": "mlp", "prefix_length": 10, "tune": "full"},
@@ -27,20 +27,20 @@ VARIANTS = {
 
 @dataclasses.dataclass
 class Scale:
-    """How much of everything; the defaults are what the figures are of, tests take less."""
+    """How much of everything; the published figures use the defaults, tests use less."""
 
-    gpt: dict = dataclasses.field(default_factory=dict)  # sizes of GPT2Config that are not GPT-2's own
+    gpt: dict = dataclasses.field(default_factory=dict)  # sizes of GPT2Config that differ from GPT-2's
     clip: tuple = VIT_B_32
-    images: int = 200  # of which the steps draw
-    step_captions: int = 40  # an optimiser step: 8 images x 5
-    large_step: int | None = None  # captions of the larger steps that a GPU is filled with
+    images: int = 200  # images that the steps draw from
+    step_captions: int = 40  # captions per optimizer step: 8 images x 5
+    large_step: int | None = None  # captions per step that fill a GPU
     pictures: int = 80  # encoded by ours
     published_pictures: int = 6  # encoded by the published side, five times each; the time is scaled
-    decoded: int = 32  # images captioned by ours, in one batch
+    decoded: int = 32  # images captioned by ours in one batch
     published_beam: int = 2  # images captioned by the published side; the time is scaled
     published_greedy: int = 4  # likewise
     beam_size: int = 5
-    entry_length: int = 20  # tokens: GPT-2 of random weights does not stop by itself, and a COCO caption has 12 with 99 in 100 below 22
+    entry_length: int = 20  # tokens; random weights never stop, and a COCO caption has 12 tokens (99 of 100 have fewer than 22)
 
 
 GPU_SCALE = Scale(images=4000, large_step=400, decoded=256)
@@ -49,14 +49,14 @@ GPU_SCALE = Scale(images=4000, large_step=400, decoded=256)
 
 
 def draw_lengths(count, seed=0):
-    """Caption lengths in GPT-2 tokens, drawn from the histogram in lengths.json → int64 [count]."""
+    """Draw caption lengths in GPT-2 tokens from the histogram in lengths.json: int64 [count]."""
     counts = {int(length): count for length, count in json.loads(LENGTHS.read_text(encoding="utf-8"))["counts"].items()}
     share = np.array(list(counts.values())) / sum(counts.values())
     return np.random.default_rng(seed).choice(list(counts), size=count, p=share)
 
 
 def corpus_length():
-    """What the published code pads every caption of that corpus to, in tokens: min(mean + 10 standard deviations, longest)."""
+    """Return the length in tokens to which the published code pads that corpus: min(mean + 10 standard deviations, longest)."""
     from features.packing import published_length
 
     counts = json.loads(LENGTHS.read_text(encoding="utf-8"))["counts"]
@@ -65,23 +65,23 @@ def corpus_length():
 
 @dataclasses.dataclass
 class CaptionSet:
-    """Captions of random tokens and real lengths, five an image, with random embeddings."""
+    """Captions of random tokens and real lengths, five per image, with random embeddings."""
 
     tokens: object  # features.packing.Tokens
     caption_rows: np.ndarray  # int64 [C]
     clip_embedding: object  # float32 [N, D]
 
     def embedding_of(self, numbers):
-        """The embedding of each caption's image: [len(numbers), D]."""
+        """Return the embedding of each caption's image: [len(numbers), D]."""
         return self.clip_embedding[self.caption_rows[numbers]]
 
     def lists(self, numbers):
-        """The captions of these numbers as lists of tokens."""
+        """Return these captions as lists of tokens."""
         return [self.tokens[number].tolist() for number in numbers]
 
 
 def caption_set(scale, device="cpu", seed=0):
-    """Draw the captions that training steps are made of → CaptionSet; longer ones than the published padding are cut, for both sides."""
+    """Draw the captions of training steps: a CaptionSet. Captions beyond the published padding are cut, for both sides."""
     import torch
 
     from features.packing import Tokens
@@ -98,7 +98,7 @@ def caption_set(scale, device="cpu", seed=0):
 
 
 def word_tokenizer(vocabulary):
-    """A tokenizer whose token i is the word "t{i}", the last one <|endoftext|>: a caption shows its tokens."""
+    """Build a tokenizer whose token i is the word "t{i}" and the last <|endoftext|>, so that a caption shows its tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -110,7 +110,7 @@ def word_tokenizer(vocabulary):
 
 
 def build_gpt2(attention="sdpa", seed=0, **sizes):
-    """A GPT2LMHeadModel of random weights, full size unless `sizes` (of its config) say otherwise."""
+    """Build a GPT2LMHeadModel with random weights; `sizes` of its config replace GPT-2's own."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -119,7 +119,7 @@ def build_gpt2(attention="sdpa", seed=0, **sizes):
 
 
 def build_captioner(variant, clip_width=512, tokenizer=None, **sizes):
-    """Our captioner of random weights → ClipCaptionModel. variant: a key of VARIANTS."""
+    """Build our captioner with random weights. variant: a key of VARIANTS."""
     import torch
 
     from models.captioner import ClipCaptionModel
@@ -129,13 +129,13 @@ def build_captioner(variant, clip_width=512, tokenizer=None, **sizes):
     torch.manual_seed(1)
     model = ClipCaptionModel(CaptionConfig(encoder=None, clip_width=clip_width, **VARIANTS[variant]), gpt, tokenizer)
     for name, parameter in model.named_parameters():
-        if ".lora_B." in name:  # zeros at first: adapters that do nothing yet would make no difference to compare
+        if ".lora_B." in name:  # they start at zero, and adapters without effect could not be compared
             torch.nn.init.normal_(parameter, std=0.02)
     return model
 
 
 def build_published(ours, attention="eager", **sizes):
-    """The published captioner with the weights of ours. Its attention is transformers' eager one, the only one there was."""
+    """Build the published captioner with our weights, and eager attention, the only kind when it was published."""
     from benchmarks.published import PublishedClipCap, add_adapters
 
     config = ours.config
@@ -148,7 +148,7 @@ def build_published(ours, attention="eager", **sizes):
 
 
 def published_training(theirs, variant):
-    """The published training over the published captioner → published.PublishedTraining."""
+    """Build the published training of the published captioner."""
     from benchmarks.published import PublishedTraining
 
     settings = VARIANTS[variant]
@@ -156,7 +156,7 @@ def published_training(theirs, variant):
 
 
 def save_clip(path, sizes=VIT_B_32):
-    """Write a CLIP state dict of random weights, rounded to what half precision holds, as all published ones are."""
+    """Write a CLIP state dict of random weights, rounded to half precision like all published ones."""
     import torch
     from clip.model import CLIP
 
@@ -168,7 +168,7 @@ def save_clip(path, sizes=VIT_B_32):
 
 
 def find_pictures(folder, data, count=80):
-    """`count` JPEGs: the photographs of `data`/coco_mini where there are any, else drawn into `folder` → paths, what they are."""
+    """Find `count` photographs in `data`/coco_mini, else draw pictures into `folder`. Returns paths, and what they are in words."""
     photographs = sorted(Path(data).glob("coco_mini/train2017/*.jpg"))[:count]
     if photographs:
         return photographs, f"{len(photographs)} COCO photographs"
@@ -191,7 +191,7 @@ def draw_picture(path, seed, size=(640, 480)):
 
 
 def wait_for(device):
-    """Let a GPU finish what it was given; a CPU has."""
+    """Wait until a GPU has finished its work."""
     if device == "cuda":
         import torch
 
@@ -199,7 +199,7 @@ def wait_for(device):
 
 
 def matmul_rate(device, dtype, size=2048, tries=6):
-    """The best rate this machine multiplies square matrices at, in FLOP/s, by whichever of its libraries is faster."""
+    """Measure the best rate of square matrix products in FLOP/s, by the faster of this machine's libraries."""
     import torch
 
     from models.operators import fast_matmul
@@ -217,7 +217,7 @@ def matmul_rate(device, dtype, size=2048, tries=6):
 
 
 def machine_name(device):
-    """The GPU, or the processor and its cores: "AMD EPYC, 2 cores"."""
+    """Name the GPU, or the processor and its cores: "AMD EPYC, 2 cores"."""
     if device == "cuda":
         import torch
 
@@ -226,18 +226,18 @@ def machine_name(device):
     try:
         model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()).group(1)
     except (OSError, AttributeError):
-        pass  # not Linux, or a processor that has no such line
+        pass  # not Linux, or a processor without that line
     return f"{' '.join(model.split())}, {os.cpu_count()} cores"
 
 
 def commit():
-    """The commit measured, or None outside a repository."""
+    """Return the commit that is measured; None outside a repository."""
     done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=LENGTHS.parent, capture_output=True, text=True)
     return done.stdout.strip() or None
 
 
 class OthersWatch:
-    """How much of the machine other programs took since this was made: figures taken beside them are worth little. Linux only."""
+    """Measure how much of the machine other programs use, since figures measured beside them are not reliable. Linux only."""
 
     def __init__(self):
         self.began = self._now()
@@ -253,7 +253,7 @@ class OthersWatch:
         return own, (sum(fields[:8]) - fields[3] - fields[4]) / ticks, time.monotonic()
 
     def share(self):
-        """→ 0 … 1 of all cores, or None where it cannot be told. Counts children of ours once they have ended."""
+        """Return the share of all cores since this was made, 0 to 1; None where it is unknown. Children of ours count as ours."""
         if self.began is None:
             return None
         own, busy, moment = (now - then for now, then in zip(self._now(), self.began))

@@ -1,10 +1,10 @@
-"""A finished demo to hand to a notebook or a program: its checkpoint, its encoder, its language model, and what it has never seen.
+"""Find a finished demo for a notebook or a program: its checkpoint, encoder, language model, and held-out pictures.
 
     demo = ready_demo()                  pictures: the folder PREFIXCAP_DEMO names, else data/demo
     demo = ready_demo(sounds=True)       sounds: the folder PREFIXCAP_DEMO_AUDIO names, else data/demo_audio
     model = load_checkpoint(demo.checkpoint, demo.gpt2_type)
 
-Where no finished demo lies there, the quick one is made.
+Where there is no finished demo, the quick one is made.
 """
 
 import os
@@ -18,19 +18,26 @@ CHECKPOINTS = "checkpoints/demo-*.pt"
 
 
 class Ready(NamedTuple):
-    """Where the parts of a finished demo lie."""
+    """The paths of a finished demo."""
 
     checkpoint: Path
     encoder: str  # what load_encoder takes
-    gpt2_type: str  # what load_checkpoint takes; where the folder was moved, the checkpoint's own config does not know it
+    gpt2_type: str  # what load_checkpoint takes; the checkpoint's own config does not know it once the folder was moved
     heldout: list  # paths of the held-out pictures or sounds, in order
 
 
 def ready_demo(folder=None, sounds=False):
-    """Find a finished demo in `folder`, or make the quick one there → Ready.
+    """Find a finished demo, or make the quick one.
 
-    folder: None for what the environment variable names, else the place `make demo` (or demo-audio) writes to. sounds: the demo of sounds.
-    Raises UserError when the folder holds something else, and when making the demo fails.
+    Args:
+        folder: where to look; None for the folder that the environment variable names, else where `make demo` writes.
+        sounds: whether to look for the demo of sounds.
+
+    Returns:
+        Ready.
+
+    Raises:
+        UserError: the folder holds something else, or making the demo fails.
     """
     variable, usual, heldout, script, parse = (
         ("PREFIXCAP_DEMO_AUDIO", "data/demo_audio", "evaluation/*.wav", run_audio, "parse development")
@@ -41,10 +48,10 @@ def ready_demo(folder=None, sounds=False):
     found = _find(folder, heldout)
     if found is None:
         if folder.exists() and not (folder / "world.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} is no demo of {'sounds' if sounds else 'pictures'}, and holds something else. Name another folder.")
+            raise UserError(f"{folder} holds other files than a demo of {'sounds' if sounds else 'pictures'}. Name another folder.")
         print(
-            f"no finished demo in {folder}: making the quick one there, a minute or two on two cores. It errs often; "
-            f"what `make {'demo-audio' if sounds else 'demo'}` makes errs seldom, and is used once it is there.",
+            f"no finished demo in {folder}: making the quick one, which takes a minute or two on two cores. Its captions are often wrong; "
+            f"run `make {'demo-audio' if sounds else 'demo'}` for a better one.",
             flush=True,
         )
         # A checkpoint of an earlier world does not fit the new encoder.
@@ -56,12 +63,12 @@ def ready_demo(folder=None, sounds=False):
             run.run_script(lines[stage])
         found = _find(folder, heldout)
         if found is None:
-            raise UserError(f"{folder} holds a demo that is not whole, with nothing in {heldout}. Remove it, to have it made anew.")
+            raise UserError(f"{folder} holds an incomplete demo, with nothing in {heldout}. Remove it, and run this again.")
     return found
 
 
 def _find(folder, heldout):
-    """The parts of the demo in `folder` → Ready, or None where one is missing. heldout: a pattern of file names."""
+    """Find the parts of the demo in `folder`; None where one is missing. heldout: a pattern of file names."""
     checkpoints = sorted(folder.glob(CHECKPOINTS))
     heldout = sorted(folder.glob(heldout))
     encoder, gpt2 = tiny_models.clip_path(folder), tiny_models.gpt2_path(folder)

@@ -1,11 +1,11 @@
-"""The whole trade in one go, with nothing to download: draw a world, train tiny models, then parse, train, predict and score.
+"""Run the whole pipeline with nothing to download: draw a world, train tiny models, then parse, train, predict and score.
 
-    python -m demo.run              some 190 s on two cores; fails when fewer than 0.9 of the captions are true
-    python -m demo.run --quick      about a minute: a smaller world and less training, to see that everything runs; not judged
+    python -m demo.run              about 190 s on two cores; fails when fewer than 0.9 of the captions are true
+    python -m demo.run --quick      about a minute, with a smaller world and less training; the result is not judged
 
-Writes into --folder: annotations/ and train/, heldout/ (the pictures, as COCO lays them out), weights/demo_clip.pt and
-weights/demo_gpt2/, train.pkl and heldout.pkl, checkpoints/, captions.json, scores.json, captions.png and metrics.json. A world and models
-that are there already, made with the same settings, are used again.
+It writes into --folder: annotations/, train/ and heldout/ (pictures in COCO's layout), weights/demo_clip.pt and weights/demo_gpt2/,
+train.pkl and heldout.pkl, checkpoints/, captions.json, scores.json, captions.png and metrics.json. A world and models made with the
+same settings are reused.
 """
 
 import json
@@ -23,7 +23,7 @@ from demo import tiny_models
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOOR = 0.9  # share of true captions below which the full demo has failed
-SHOWN_LINES = 6  # of the hundreds that captioning the held-out pictures prints
+SHOWN_LINES = 6  # printed of the hundreds of lines that predict.py writes about the held-out pictures
 PLOTTED = 8  # held-out pictures shown in captions.png
 FULL = {"scenes": 6000, "heldout": 500, "clip_steps": 600, "gpt2_steps": 400}
 QUICK = {"scenes": 1200, "heldout": 60, "clip_steps": 160, "gpt2_steps": 160}
@@ -43,11 +43,19 @@ def build(
     in_process=False,
     clip_batch=128,
 ):
-    """Draw the world into `folder` and train its tiny CLIP and GPT-2, each unless it is there already. → seconds by stage
+    """Draw the world into `folder` and train its tiny CLIP and GPT-2, unless they are there with the same settings.
 
-    scenes, heldout: pictures of each split; clip_steps, gpt2_steps: optimiser steps; colours, shapes: fewer make an easier world;
-    in_process: train one model after the other, here (for a few steps, sooner), CLIP on `clip_batch` pictures a step. What was made
-    with other settings is made anew.
+    Args:
+        folder: where everything goes.
+        scenes, heldout: number of pictures of each split.
+        clip_steps, gpt2_steps: optimizer steps.
+        seed: seed of the world and of the training.
+        colours, shapes: fewer make an easier world.
+        in_process: train one model after the other in this process, which is faster for a few steps.
+        clip_batch: pictures per step of CLIP, when trained in this process.
+
+    Returns:
+        dict of seconds by stage.
     """
     folder = Path(folder)
     settings = {"scenes": scenes, "heldout": heldout, "clip_steps": clip_steps, "gpt2_steps": gpt2_steps, "seed": seed}
@@ -62,7 +70,7 @@ def build(
     started = time.perf_counter()
     train_pairs, heldout_pairs = world.split_pairs(seed, colours, shapes)
     for split, pairs, count, first_id in (("train", train_pairs, scenes, 1), ("heldout", heldout_pairs, heldout, scenes + 1)):
-        # The JSON is written last: where it is, the split is whole.
+        # The JSON is written last: a split that has it is complete.
         if not world.annotations_path(folder, split).exists():
             print(f"drawing {count:,} pictures into {folder / split}", flush=True)
             world.write_split(folder, split, world.make_scenes(pairs, count, f"{split} {seed}"), first_id)
@@ -80,7 +88,7 @@ def build(
 
 
 def command_lines(folder, train_options=TRAIN_OPTIONS):
-    """The commands that a user would type, in order → dict of stage → list of words, the script first."""
+    """List the commands that a user would type, in order: dict from stage to words, the script first."""
     clip_file, gpt2_folder = tiny_models.clip_path(folder), tiny_models.gpt2_path(folder)
     options = train_options.split()
     epochs = int(options[options.index("--epochs") + 1])
@@ -107,20 +115,20 @@ def command_lines(folder, train_options=TRAIN_OPTIONS):
 
 
 def run_script(words, brief=False):
-    """Print a command as one would type it, then run it; `brief` shows the ends of what it says. Raises UserError when it fails."""
+    """Print a command as one would type it, then run it; `brief` shortens its output. Raises UserError when it fails."""
     print(f"\n$ {shlex.join(['python', *words])}", flush=True)
     command = [sys.executable, os.path.relpath(ROOT / words[0]), *words[1:]]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE if brief else None, encoding="utf-8")
     if brief:
         lines = done.stdout.splitlines()
-        lines[SHOWN_LINES:-2] = [f"... ({max(0, len(lines) - SHOWN_LINES - 2):,} lines more)"]
+        lines[SHOWN_LINES:-2] = [f"... ({max(0, len(lines) - SHOWN_LINES - 2):,} more lines)"]
         print("\n".join(lines), flush=True)
     if done.returncode:
-        raise UserError(f"{words[0]} ended with exit code {done.returncode}; its own message stands above.")
+        raise UserError(f"{words[0]} ended with exit code {done.returncode}; see its message above.")
 
 
 def score(folder, seed=0):
-    """Compare captions.json with the held-out scenes → dict with share_true, share_true_by_chance and what they are of."""
+    """Compare captions.json with the held-out scenes. Returns a dict with share_true, share_true_by_chance and counts."""
     truth = world.read_scenes(folder, "heldout")
     predicted = {int(row["image_id"]): row["caption"] for row in json.loads((Path(folder) / "captions.json").read_text())}
     if predicted.keys() != truth.keys():
@@ -138,10 +146,18 @@ def score(folder, seed=0):
 
 
 def run_and_judge(prog, options, settings, floor, build, command_lines, score, things):
-    """Build a small world, run the commands on it, write metrics.json, print the score. → exit code, 1 for a score below `floor`
+    """Build a small world, run the commands on it, write metrics.json and print the score.
 
-    prog: name in messages; options: folder, seed and train_options; settings: of `build`; floor: least share of true captions, None
-    judges nothing; build, command_lines, score: the world's own; things: what it captions, "pictures" or "sounds".
+    Args:
+        prog: name for messages.
+        options: folder, seed and train_options.
+        settings: arguments of `build`.
+        floor: least share of true captions; None for a run that is not judged.
+        build, command_lines, score: functions of the world.
+        things: "pictures" or "sounds".
+
+    Returns:
+        Exit code: 1 for a score below `floor`, else 0.
     """
     folder = options.folder
     began = time.perf_counter()
@@ -159,11 +175,11 @@ def run_and_judge(prog, options, settings, floor, build, command_lines, score, t
     with replace_file(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics, indent=2) + "\n")
 
-    print("\n" + ", ".join(f"{stage} {took:.0f} s" for stage, took in seconds.items()) + f"; {metrics['seconds']:.0f} s in all")
+    print("\n" + ", ".join(f"{stage} {took:.0f} s" for stage, took in seconds.items()) + f"; {metrics['seconds']:.0f} s in total")
     print(f"{things} with their captions: {folder}/captions.png; figures: {folder}/metrics.json")
     print(
-        f"share of true captions on {metrics[f'heldout_{things}']} {things} of {metrics['heldout_pairs']} pairs that training never had "
-        f"together: {metrics['share_true']:.3f} (a true caption of another one: {metrics['share_true_by_chance']:.3f})"
+        f"share of true captions on {metrics[f'heldout_{things}']} {things} of {metrics['heldout_pairs']} pairs never seen together in "
+        f"training: {metrics['share_true']:.3f} (by chance: {metrics['share_true_by_chance']:.3f})"
     )
     if floor is not None and metrics["share_true"] < floor:
         print(f"{prog}: error: {metrics['share_true']:.3f} of the captions are true; expected {floor} or more", file=sys.stderr)
@@ -174,11 +190,11 @@ def run_and_judge(prog, options, settings, floor, build, command_lines, score, t
 @one_line_errors
 def main(argv=None):
     parser = Parser(prog="demo.run", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("data/demo"), help="where everything goes (default data/demo)")
-    parser.add_argument("--scenes", type=int, help=f"training pictures (default {FULL['scenes']}; {QUICK['scenes']} with --quick)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a smaller world and less training, not judged")
-    parser.add_argument("--train_options", default=TRAIN_OPTIONS, help="options handed on to train.py (default %(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("data/demo"), help="folder to write into (default data/demo)")
+    parser.add_argument("--scenes", type=int, help=f"training pictures (default {FULL['scenes']}; with --quick {QUICK['scenes']})")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the world and of the training (default 0)")
+    parser.add_argument("--quick", action="store_true", help="use a smaller world and less training; the result is not judged")
+    parser.add_argument("--train_options", default=TRAIN_OPTIONS, help="options for train.py (default %(default)s)")
     options = parser.parse_args(argv)
     settings = {**(QUICK if options.quick else FULL), "seed": options.seed}
     settings["scenes"] = options.scenes or settings["scenes"]

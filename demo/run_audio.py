@@ -1,11 +1,11 @@
-"""The whole trade for sounds, with nothing to download: play a world, train tiny models, then parse, train, predict and score.
+"""Run the whole pipeline on sounds with nothing to download: play a world, train tiny models, then parse, train, predict and score.
 
     python -m demo.run_audio              about three minutes on two cores; fails when fewer than FLOOR of the captions are true
-    python -m demo.run_audio --quick      under a minute: a smaller world and less training, to see that everything runs; not judged
+    python -m demo.run_audio --quick      less than a minute, with a smaller world and less training; the result is not judged
 
-Writes into --folder what parse_clotho.py reads (development/, evaluation/ and their CSVs), windows/ (what the tiny CLIP learns from),
+It writes into --folder what parse_clotho.py reads (development/, evaluation/ and their CSVs), windows/ (what the tiny CLIP learns from),
 weights/demo_clip.pt and weights/demo_gpt2/, development.pkl and evaluation.pkl, checkpoints/, captions.json, captions.png and
-metrics.json. A world and models that are there already, made with the same settings, are used again.
+metrics.json. A world and models made with the same settings are reused.
 """
 
 import json
@@ -27,10 +27,18 @@ QUICK = {"sounds": 1000, "heldout": 60, "clip_steps": 160, "gpt2_steps": 160, "k
 
 
 def build(folder, sounds, heldout, clip_steps, gpt2_steps, seed=0, kinds=world.KINDS, in_process=False):
-    """Play the world into `folder` and train its tiny CLIP and GPT-2, each unless it is there already. → seconds by stage
+    """Play the world into `folder` and train its tiny CLIP and GPT-2, unless they are there with the same settings.
 
-    sounds, heldout: clips of each split; clip_steps, gpt2_steps: optimiser steps; fewer kinds make an easier world; in_process: train
-    one model after the other, here. What was made with other settings is made anew.
+    Args:
+        folder: where everything goes.
+        sounds, heldout: number of clips of each split.
+        clip_steps, gpt2_steps: optimizer steps.
+        seed: seed of the world and of the training.
+        kinds: kinds of events; fewer make an easier world.
+        in_process: train one model after the other in this process.
+
+    Returns:
+        dict of seconds by stage.
     """
     folder = Path(folder)
     settings = {"sounds": sounds, "heldout": heldout, "clip_steps": clip_steps, "gpt2_steps": gpt2_steps, "seed": seed, "kinds": kinds}
@@ -66,7 +74,7 @@ def build(folder, sounds, heldout, clip_steps, gpt2_steps, seed=0, kinds=world.K
 
 
 def write_lessons(folder):
-    """Write the windows of the development sounds as small pictures, each with its sound's captions, for the tiny CLIP to learn from."""
+    """Write the windows of the development sounds as small pictures with their captions; the tiny CLIP learns from them."""
     from PIL import Image
 
     from features.audio import cut_windows, log_mel_picture, read_sound
@@ -83,7 +91,7 @@ def write_lessons(folder):
 
 
 def command_lines(folder, train_options=TRAIN_OPTIONS):
-    """The commands that a user would type, in order → dict of stage → list of words, the script first."""
+    """List the commands that a user would type, in order: dict from stage to words, the script first."""
     options = train_options.split()
     epochs = int(options[options.index("--epochs") + 1])
     checkpoint = f"{folder}/checkpoints/demo-{epochs - 1:03d}.pt"
@@ -104,7 +112,7 @@ def command_lines(folder, train_options=TRAIN_OPTIONS):
 
 
 def score(folder, seed=0):
-    """Compare captions.json with the held-out sounds → dict with share_true, share_true_by_chance and what they are of."""
+    """Compare captions.json with the held-out sounds. Returns a dict with share_true, share_true_by_chance and counts."""
     truth = world.read_sounds(folder, "evaluation")
     predicted = {row["image_id"]: row["caption"] for row in json.loads((Path(folder) / "captions.json").read_text())}
     if predicted.keys() != truth.keys():
@@ -122,10 +130,10 @@ def score(folder, seed=0):
 @one_line_errors
 def main(argv=None):
     parser = Parser(prog="demo.run_audio", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("data/demo_audio"), help="where everything goes (default data/demo_audio)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a smaller world and less training, not judged")
-    parser.add_argument("--train_options", default=TRAIN_OPTIONS, help="options handed on to train.py (default %(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("data/demo_audio"), help="folder to write into (default data/demo_audio)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the world and of the training (default 0)")
+    parser.add_argument("--quick", action="store_true", help="use a smaller world and less training; the result is not judged")
+    parser.add_argument("--train_options", default=TRAIN_OPTIONS, help="options for train.py (default %(default)s)")
     options = parser.parse_args(argv)
     settings = {**(QUICK if options.quick else FULL), "seed": options.seed}
 

@@ -27,7 +27,7 @@ COLOURS = {
 RADII = {"small": 7.0, "large": 13.0}  # pixels, from the centre to the outermost point
 PAPER = (246, 244, 239)
 JITTER_ALONG, JITTER_ACROSS = 2, 8  # pixels an object may lie off its place: towards the other object, and at right angles
-HELDOUT_PAIRS = 0.1  # share of the pairs of objects that training never sees together
+HELDOUT_PAIRS = 0.1  # share of the pairs of objects never seen together in training
 
 # Each wording names the objects in reading order, the left or upper one first, and states shape, colour and size of both.
 WORDINGS = {
@@ -103,13 +103,13 @@ def caption_is_true(caption, scene):
 
 
 def share_true(captions, scenes, is_true=caption_is_true):
-    """Share of captions true of their scene: two sequences of equal, non-zero length → 0.0 to 1.0."""
+    """Return the share of captions that are true of their scene, 0.0 to 1.0; both sequences have the same length, at least 1."""
     pairs = list(zip(captions, scenes, strict=True))
     return sum(is_true(caption, scene) for caption, scene in pairs) / len(pairs)
 
 
 def share_true_by_chance(scenes, seed=0, describe=describe, is_true=caption_is_true):
-    """Share of scenes of which a true caption of another scene, drawn at random, is true as well. Wants two scenes or more."""
+    """Return the share of scenes for which a random true caption of another scene is true as well. Needs at least two scenes."""
     rng = random.Random(seed)
     borrowed = []
     for number in range(len(scenes)):
@@ -137,7 +137,7 @@ def split_pairs(seed=0, colours=tuple(COLOURS), shapes=SHAPES):
 
 
 def make_scenes(pairs, count, seed=0):
-    """Make `count` scenes that go round `pairs`; size, layout and place are drawn at random → list of Scene."""
+    """Make `count` scenes that cycle through `pairs`; size, layout and position are random. Returns a list of Scene."""
     rng = random.Random(f"scenes {seed}")
     scenes = []
     for pair, _ in zip(itertools.cycle(pairs), range(count)):
@@ -164,7 +164,7 @@ def _outline(shape, radius):
 
 
 def draw_scene(scene, scale=4):
-    """Draw a scene → PIL image, RGB, IMAGE_SIZE square; drawn `scale` times larger and reduced, for smooth edges."""
+    """Draw a scene as an RGB picture, IMAGE_SIZE square; it is drawn `scale` times larger and reduced, for smooth edges."""
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (IMAGE_SIZE * scale,) * 2, PAPER)
@@ -192,9 +192,9 @@ def picture_path(folder, split, image_id):
 
 
 def write_split(folder, split, scenes, first_id=1):
-    """Draw a split: its pictures, then its JSON in COCO's layout, so that where the JSON exists the split is whole.
+    """Draw a split: its pictures, then its JSON in COCO's layout. A split that has its JSON is complete.
 
-    The JSON has one addition of ours, which readers of COCO pass over: each image's "scene", the truth that captions are scored by.
+    The JSON has one addition, which readers of COCO ignore: each image's "scene", the ground truth.
     """
     images, annotations = [], []
     (Path(folder) / split).mkdir(parents=True, exist_ok=True)
@@ -210,7 +210,7 @@ def write_split(folder, split, scenes, first_id=1):
 
 
 def read_scenes(folder, split):
-    """Read a split's scenes back from its JSON → dict of image id → Scene."""
+    """Read a split's scenes from its JSON: dict from image id to Scene."""
     scenes = {}
     for image in json.loads(annotations_path(folder, split).read_text())["images"]:
         layout, first, second, centres = image["scene"]

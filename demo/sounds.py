@@ -77,7 +77,7 @@ def caption_is_true(caption, sound):
 
 
 def make_sounds(pairs, count, seed=0):
-    """Make `count` sounds that go round `pairs` of (pitch, kind), as demo.scenes.split_pairs gives them → list of Sound."""
+    """Make `count` sounds that cycle through `pairs` of (pitch, kind), as demo.scenes.split_pairs gives them."""
     rng = random.Random(f"sounds {seed}")
     return [Sound(*(Event(rng.choice(tuple(TIMES)), *event) for event in pairs[number % len(pairs)])) for number in range(count)]
 
@@ -88,7 +88,7 @@ def _piece(event, seconds, rng):
 
     pitch = PITCHES[event.pitch] * 1.08 ** rng.uniform(-1, 1)
     time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    edges = np.clip(np.minimum(time, seconds - time) / 0.01, 0, 1)  # 10 ms to swell and to die away, so that nothing but clicks clicks
+    edges = np.clip(np.minimum(time, seconds - time) / 0.01, 0, 1)  # fade in and out over 10 ms, so that only clicks click
     if event.kind == "click":
         return np.exp(-time / CLICK) * np.sin(2 * math.pi * pitch * time)
     if event.kind == "noise":
@@ -125,7 +125,7 @@ def captions_path(folder, split):
 
 
 def write_split(folder, split, sounds, seed=0):
-    """Write a split: its sounds, the truth about them as truth_{split}.json, then its CSV, so that where that exists the split is whole."""
+    """Write a split: its sounds, their ground truth truth_{split}.json, then its CSV. A split that has its CSV is complete."""
     import soundfile
 
     folder = Path(folder)
@@ -143,6 +143,6 @@ def write_split(folder, split, sounds, seed=0):
 
 
 def read_sounds(folder, split):
-    """Read a split's truth back → dict of file name → Sound."""
+    """Read a split's ground truth: dict from file name to Sound."""
     truth = json.loads((Path(folder) / f"truth_{split}.json").read_text())
     return {name: Sound(*(Event(*event) for event in events)) for name, events in truth.items()}

@@ -1,7 +1,7 @@
-"""A tiny CLIP and a tiny GPT-2, trained on pictures and captions, in the files that the real ones come in.
+"""Train a tiny CLIP and a tiny GPT-2 on pictures and captions, and save them in the formats of the real ones.
 
-Both learn at the same time, each in a process of its own with one thread: models this small gain little from a second thread, and
-lose much by it where another program wants the same core.
+Both train at the same time, each in its own process with one thread. Models this small gain little from a second thread, and lose much
+where another program needs the same core.
 
     python -m demo.tiny_models clip --folder data/demo --steps 600        (what train_both starts)
 
@@ -26,7 +26,7 @@ WARMUP_STEPS = 30
 
 
 def _read_pictures(paths):
-    """Picture files of one size → uint8 [N, 3, H, W]."""
+    """Read picture files of one size: uint8 [N, 3, H, W]."""
     import numpy as np
     import torch
     from PIL import Image
@@ -35,7 +35,7 @@ def _read_pictures(paths):
 
 
 def _learn(parameters, batch_loss, steps, lr, name, line=0):
-    """Run `steps` AdamW steps on batch_loss(), with linear warm-up and a cosine down to zero; show a bar on its `line`. → the last loss"""
+    """Take AdamW steps on batch_loss(), with linear warm-up and cosine decay; show a bar on its `line`. Returns the last loss."""
     import torch
     from tqdm import trange
 
@@ -56,7 +56,7 @@ def _learn(parameters, batch_loss, steps, lr, name, line=0):
 
 
 def _batches(count, batch_size, rng):
-    """Yield lists of `batch_size` different numbers below `count`, each pass over them in a new order, for ever."""
+    """Yield lists of `batch_size` different numbers below `count` for ever, each pass in a new order."""
     while True:
         order = rng.sample(range(count), count)
         for start in range(0, max(count - batch_size, 0) + 1, batch_size):
@@ -64,10 +64,16 @@ def _batches(count, batch_size, rng):
 
 
 def train_clip(pictures, captions, path, steps=600, batch_size=128, lr=2e-3, seed=0):
-    """Train a CLIP in OpenAI's ResNet form contrastively; save a state dict that clip.load(path) opens. → the last loss
+    """Train a CLIP with OpenAI's ResNet architecture contrastively, and save a state dict that clip.load(path) opens.
 
-    pictures: paths of square pictures of one size, a multiple of 32; captions: as many lists, of equal length.
-    The text tower has OpenAI's vocabulary and context, so that clip.tokenize serves it as it is.
+    Args:
+        pictures: paths of square pictures of one size, a multiple of 32 pixels.
+        captions: for each picture a list of captions, all of the same length.
+        path: file to write. The text tower has OpenAI's vocabulary and context, so that clip.tokenize works with it.
+        steps, batch_size, lr, seed: of the training.
+
+    Returns:
+        The last loss.
     """
     import clip
     import torch
@@ -79,9 +85,9 @@ def train_clip(pictures, captions, path, steps=600, batch_size=128, lr=2e-3, see
     pixels = _read_pictures(pictures)
     mean, std = torch.tensor(CLIP_MEAN).view(3, 1, 1), torch.tensor(CLIP_STD).view(3, 1, 1)
     tokens = torch.stack([clip.tokenize(texts) for texts in captions])  # [N, 5, 77]
-    tokens = tokens[..., : int(tokens.argmax(-1).max()) + 1]  # [N, 5, T]: up to the last end of text, the largest number
-    # Nearly all of the vocabulary never occurs: train the rows that do, as a vocabulary of their own (in the same order, so that
-    # the end of text stays the largest), and put them in their places at the end.
+    tokens = tokens[..., : int(tokens.argmax(-1).max()) + 1]  # [N, 5, T]: up to the last end-of-text token, the largest number
+    # Most of the vocabulary never occurs. Train only the rows that do, as a vocabulary of their own, and put them back at the end.
+    # They keep their order, so that the end-of-text token stays the largest.
     used, tokens = torch.unique(tokens, return_inverse=True)
     model = CLIP(CLIP_WIDTH, pixels.shape[-1], (1, 1, 1, 1), 16, None, 77, 49408, 64, 1, 1)
     vocabulary = model.token_embedding
@@ -111,7 +117,7 @@ def train_clip(pictures, captions, path, steps=600, batch_size=128, lr=2e-3, see
 
 
 def train_tokenizer(texts):
-    """Train a byte-level BPE in GPT-2's form on texts → a transformers tokenizer; the end of text is its last token."""
+    """Train a byte-level BPE like GPT-2's on texts. Returns a transformers tokenizer; its last token is the end of text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -125,10 +131,19 @@ def train_tokenizer(texts):
 
 
 def train_gpt2(captions, folder, steps=400, batch_size=32, lr=2e-3, width=128, layers=3, seed=0):
-    """Train a GPT-2 and its own BPE; save the folder that from_pretrained and AutoTokenizer load. → the last loss
+    """Train a GPT-2 and its BPE, and save a folder that from_pretrained and AutoTokenizer load.
 
-    captions: lists of texts, one list a picture. It learns one picture's captions strung together in any order, and so to say again
-    what stands before: that is what a prefix asks of it, and why it can be captioned with frozen.
+    It learns the captions of one picture joined in any order, and so learns to repeat what it has read. A frozen GPT-2 needs that to follow
+    a prefix.
+
+    Args:
+        captions: for each picture a list of texts.
+        folder: folder to write.
+        steps, batch_size, lr, seed: of the training.
+        width, layers: size of the network.
+
+    Returns:
+        The last loss.
     """
     import torch
     from torch.nn import functional
@@ -179,12 +194,12 @@ def gpt2_path(folder):
 
 
 def lessons_path(folder):
-    """Where a world that is not of scenes says what the tiny models learn from: a JSON list of [picture, its captions]."""
+    """The file in which a world without scenes lists what the tiny models learn from: [picture, its captions]."""
     return Path(folder) / "lessons.json"
 
 
 def _read_lessons(folder):
-    """The training pictures of the world in `folder`, and the captions of each."""
+    """Read the training pictures of the world in `folder`, and the captions of each."""
     if lessons_path(folder).exists():
         pictures, captions = zip(*json.loads(lessons_path(folder).read_text()))
         return [Path(folder) / picture for picture in pictures], list(captions)
@@ -193,9 +208,16 @@ def _read_lessons(folder):
 
 
 def train_one(name, folder, steps, seed=0, **more):
-    """Train the tiny "clip" or "gpt2" on the training pictures of the world in `folder`, unless it is there. → its last loss or None
+    """Train the tiny "clip" or "gpt2" on the training pictures of the world in `folder`, unless it is there.
 
-    more: other settings of train_clip or train_gpt2.
+    Args:
+        name: "clip" or "gpt2".
+        folder: folder of the world.
+        steps, seed: of the training.
+        more: other settings of train_clip or train_gpt2.
+
+    Returns:
+        The last loss; None where nothing had to be trained.
     """
     pictures, captions = _read_lessons(folder)
     clip_path(folder).parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +230,7 @@ def train_one(name, folder, steps, seed=0, **more):
 
 
 def train_both(folder, clip_steps, gpt2_steps, seed=0):
-    """Train both at the same time, each in its own process. Raises UserError when one fails."""
+    """Train both models at the same time, each in its own process. Raises UserError when one fails."""
     running = []
     for name, steps in (("clip", clip_steps), ("gpt2", gpt2_steps)):
         words = [name, "--folder", str(Path(folder).resolve()), "--steps", str(steps), "--seed", str(seed)]
@@ -219,16 +241,16 @@ def train_both(folder, clip_steps, gpt2_steps, seed=0):
         for process in running:
             process.kill()  # of no effect on one that has ended
     if any(statuses):
-        raise UserError(f"training the tiny models ended with exit codes {statuses} (CLIP, GPT-2); the reason stands above.")
+        raise UserError(f"training the tiny models ended with exit codes {statuses} (CLIP, GPT-2); see the reason above.")
 
 
 @one_line_errors
 def main(argv=None):
     parser = Parser(prog="demo.tiny_models", description=__doc__)
     parser.add_argument("model", choices=("clip", "gpt2"))
-    parser.add_argument("--folder", type=Path, default=Path("data/demo"), help="of a drawn world (default data/demo)")
-    parser.add_argument("--steps", type=int, required=True, help="optimiser steps")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("data/demo"), help="folder of a drawn world (default data/demo)")
+    parser.add_argument("--steps", type=int, required=True, help="number of optimizer steps")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default 0)")
     options = parser.parse_args(argv)
 
     import torch

@@ -80,6 +80,6 @@ def test_a_folder_or_file_of_something_else_is_left_alone(workdir):
     (workdir / "train").mkdir()
     (workdir / "train" / "mine.jpg").write_bytes(b"")
     for place in (".", "train/mine.jpg"):
-        with pytest.raises(UserError, match="no demo of pictures, and holds something else"):
+        with pytest.raises(UserError, match="holds other files than a demo of pictures"):
             ready.ready_demo(place)
     assert (workdir / "train" / "mine.jpg").exists()
