@@ -72,7 +72,7 @@ def test_a_demo_that_lost_its_heldout_pictures_is_named(workdir, mini_demo, monk
     shutil.copytree(mini_demo, "copy", ignore=shutil.ignore_patterns("*.jpg"))
     monkeypatch.setattr(run, "build", lambda folder, **settings: None)
     monkeypatch.setattr(run, "run_script", lambda words: None)
-    with pytest.raises(UserError, match=r"not whole, with nothing in heldout/\*.jpg. Remove it"):
+    with pytest.raises(UserError, match=r"incomplete demo, with nothing in heldout/\*.jpg. Remove it"):
         ready.ready_demo("copy")
 
 
