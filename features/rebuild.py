@@ -11,8 +11,8 @@ import zipfile
 
 import numpy as np
 
+from features.inert import DTYPES, STORAGES, Record, is_class, read_records
 from features.opcodes import RefusedPickle, check_opcodes
-from features.records import DTYPES, STORAGES, Record, is_class, read_records
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of torch's former file format
 

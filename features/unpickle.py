@@ -4,16 +4,16 @@ Feature files come from strangers, and a pickle may name any function for its re
 an inert record, which only keeps what it was given. When the whole pickle is read, the records are checked once. Only then are tensors,
 arrays and rows made from their bytes. No constructor of a library ever sees what the file holds.
 
-opcodes.py checks the pickle before it is read, records.py reads it, and rebuild.py makes the values that records stand for.
+opcodes.py checks the pickle before it is read, inert.py reads it, and rebuild.py makes the values that records stand for.
 """
 
 import io
 import mmap
 from itertools import chain
 
+from features.inert import DTYPES, Record, read_records
 from features.opcodes import RefusedPickle, check_opcodes
 from features.rebuild import REBUILD
-from features.records import DTYPES, Record, read_records
 
 __all__ = ["RefusedPickle", "read_pickle"]
 MAX_DEPTH = 50  # containers inside one another
