@@ -60,9 +60,9 @@ def generate(
         UserError: an argument does not fit, or an embedding gives no finite prefix.
     """
     settings = settle(
-        model, decoding=decoding, beam_size=beam_size, entry_length=entry_length, temperature=temperature, top_p=top_p,
-        stop_token=stop_token, num_captions=num_captions, no_repeat_ngram_size=no_repeat_ngram_size, length_penalty=length_penalty,
-        min_length=min_length, text_prompt=text_prompt,
+        model, decoding=decoding, beam_size=beam_size, entry_length=entry_length, temperature=temperature, top_p=top_p, seed=seed,
+        stop_token=stop_token, num_captions=num_captions, no_repeat_ngram_size=no_repeat_ngram_size, min_length=min_length,
+        length_penalty=length_penalty, text_prompt=text_prompt,
     )  # fmt: skip
     if len(clip_embedding) == 0:
         return []
@@ -105,8 +105,8 @@ def _best_captions(model, tokens, lengths, scores, settings, return_ended):
 
     tokens: [B, K, T]; lengths: [B, K]; scores: [B, K], mean log-probabilities. Returns what generate returns.
     """
-    penalty = settings.length_penalty
-    ranks = scores if penalty == 1 else scores * lengths.to(scores.dtype) ** (1 - penalty)
+    lengths_float = lengths.to(scores.dtype)
+    ranks = scores if settings.length_penalty == 1 else _rank(scores * lengths_float, lengths_float, settings.length_penalty)
     order = ranks.argsort(dim=1, descending=True, stable=True)[:, : settings.num_captions]
     captions = []
     for row, beams in enumerate(order.tolist()):
@@ -196,10 +196,19 @@ def _extend_beams(logits, forbidden, sums, lengths, stopped, length_penalty):
     gained[..., 0] = gained[..., 0].masked_fill(stopped, 0.0)
     token[..., 0] = token[..., 0].masked_fill(stopped, 0)
     lengths = lengths + (~stopped).to(lengths.dtype)
-    divisors = lengths if length_penalty == 1 else lengths**length_penalty
-    ranks, place = ((sums[..., None] + gained) / divisors[..., None]).flatten(1).topk(beams, dim=-1)  # [B, K] of K · K
+    sums = sums[..., None] + gained  # [B, K, K]
+    ranks, place = _rank(sums, lengths[..., None], length_penalty).flatten(1).topk(beams, dim=-1)  # [B, K] of K · K
     source, token = place // beams, token.flatten(1).gather(1, place)  # [B, K]
-    return ranks * divisors.gather(1, source), lengths.gather(1, source), source, token
+    lengths = lengths.gather(1, source)
+    sums = ranks * lengths if length_penalty == 1 else sums.flatten(1).gather(1, place)  # the product rounds as published
+    return sums, lengths, source, token
+
+
+def _rank(sums, lengths, length_penalty):
+    """What candidates are ranked by: sum / length ** length_penalty, or a number that grows with it and does not overflow."""
+    if length_penalty == 1:
+        return sums / lengths
+    return length_penalty * lengths.log() - (-sums).clamp_min(torch.finfo(sums.dtype).tiny).log()
 
 
 def _likeliest(logits, count, forbidden=None):
