@@ -89,8 +89,8 @@ def main(argv=None):
     device = pick_device(options.device)
     models = [accelerate_model(load_checkpoint(path, options.gpt2_type, device)) for path in options.checkpoint]
     for model, checkpoint in zip(models, options.checkpoint):
-        if model.recognised_as != OURS:
-            print(f"{checkpoint}: taken for {model.recognised_as}", file=sys.stderr)
+        if model.origin.kind != OURS:
+            print(f"{checkpoint}: taken for {model.origin.kind}", file=sys.stderr)
     if options.mixed_precision != "no":
         for model in models:
             model.gpt.to({"bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision])
@@ -106,7 +106,7 @@ def main(argv=None):
         names = [str(image_id) for image_id in ids]
         embeddings = [embedding] * len(models)
     else:
-        encoders = [options.clip_model_type or model.encoder_source or model.config.encoder for model in models]
+        encoders = [options.clip_model_type or model.origin.encoder or model.config.encoder for model in models]
         if None in encoders:
             nameless = options.checkpoint[encoders.index(None)]
             raise UserError(f"{nameless} does not name its encoder. Give --clip_model_type, such as ViT-B/32.")

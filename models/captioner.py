@@ -1,11 +1,12 @@
 """The captioner: a mapper (`clip_project`) in front of a causal language model (`gpt`).
 
-B images, D embedding width, P prefix_length, E language-model width, V vocabulary; R rows of L slots and T predicted tokens in a
-packed batch (features/packing.py).
+B images, D embedding width, P prefix_length, E width of the language model, V vocabulary. A packed batch (features/packing.py) has
+R rows of L slots, and T predicted tokens.
 """
 
+import dataclasses
+
 import torch
-from huggingface_hub import ModelHubMixin
 from torch import nn
 
 from models.loss import caption_loss, cross_entropy
@@ -13,14 +14,31 @@ from models.mappers import build_mapper
 from models.tuning import apply_tuning, rest_untrained
 
 
-class ClipCaptionModel(nn.Module, ModelHubMixin, library_name="prefixcap", pipeline_tag="image-to-text", tags=["prefixcap", "clipcap"]):
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a captioner's weights came from; the defaults describe a fresh one."""
+
+    path: object = None  # Path of the checkpoint file
+    kind: str | None = None  # one line on what the file was recognised as (models/published/recognise.py)
+    held_language_model: bool = False  # whether the whole language model was in the file
+    encoder: str | None = None  # name for load_encoder where the file itself holds the encoder
+
+
+class ClipCaptionModel(nn.Module):
     """A mapper and a language model; parameters carry the published names (`clip_project.*`, `gpt.*`).
 
-    `from_pretrained`, `save_pretrained` and `push_to_hub` are huggingface_hub's; models/hub.py says what they read and write.
-    `base_model` is the captioner whose captions the prompt quotes, or None; it is no part of the parameters or the state dict.
+    Attributes:
+        base_captioner: BaseCaptioner whose captions fill {base} in the prompt, or None. It is not part of the module: it is not trained,
+            counted, moved, or in the state dict.
+        origin: Origin of the weights.
 
-    config: CaptionConfig; gpt: a transformers causal language model; tokenizer: its tokenizer.
-    Raises ValueError when the mapper cannot be built (see build_mapper).
+    Args:
+        config: CaptionConfig.
+        gpt: a transformers causal language model.
+        tokenizer: its tokenizer; not needed for training on token numbers.
+
+    Raises:
+        ValueError: the mapper cannot be built (see build_mapper), or the language model cannot be tuned as the config says.
     """
 
     def __init__(self, config, gpt, tokenizer=None):
@@ -28,78 +46,62 @@ class ClipCaptionModel(nn.Module, ModelHubMixin, library_name="prefixcap", pipel
         self.config = config
         self.tokenizer = tokenizer
         self.gpt = gpt
-        self.base_model = None  # the ClipCaptionModel whose captions fill {base} in the prompt
-        self.read_from, self.read_whole = None, False  # its checkpoint, and whether the language model's weights came from there too
-        self.encoder_source = None  # where load_encoder finds the encoder, when the checkpoint file itself holds it
-        self.recognised_as = None  # what its file was taken for, in words (models/published/recognise.py)
+        self.base_captioner = None
+        self.origin = Origin()
         width = gpt.get_input_embeddings().weight.shape[1]
         self.clip_project = build_mapper(config, width)
         apply_tuning(self)
 
     def train(self, mode=True):
-        """Switch to training; what has no trained parameters stays in eval mode, without dropout."""
+        """Switch to training mode; parts without trained parameters stay in eval mode, without dropout."""
         super().train(mode)
         if mode:
             rest_untrained(self)
         return self
 
-    def __setattr__(self, name, value):
-        """As torch's, but a base captioner is kept apart from the modules: not trained, not counted, not in the state dict."""
-        if name == "base_model":
-            self.__dict__[name] = value if value is None else value.eval()
-        else:
-            super().__setattr__(name, value)
-
-    def _apply(self, fn, recurse=True):
-        if self.base_model is not None:  # it moves with the model
-            self.base_model._apply(fn, recurse)
-        return super()._apply(fn, recurse)
-
-    def _save_pretrained(self, save_directory):
-        from models.hub import write_pretrained
-
-        write_pretrained(self, save_directory)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id, **options):
-        from models.hub import read_pretrained
-
-        return read_pretrained(model_id, **options)
-
     @property
     def clip_device(self):
-        """The device embeddings go to."""
+        """The device that embeddings go to."""
         return next(self.clip_project.parameters()).device
 
     @property
     def stop_token_id(self):
-        """The token at which a caption ends: the config's stop_token, else the tokenizer's end-of-text."""
+        """The token that ends a caption: the config's stop_token, else the tokenizer's end-of-text."""
         return stop_token_id(self.tokenizer, self.config.stop_token)
 
     def encode_prefix(self, clip_embedding):
         """Map embeddings to prefixes, normalising first when the config says so.
 
-        clip_embedding: [B, D] (or [B, L, D], several an image), any float dtype → [B, P, E] in the mapper's dtype.
+        Args:
+            clip_embedding: [B, D], or [B, L, D] with several vectors per image; any float dtype.
+
+        Returns:
+            [B, P, E] in the mapper's dtype.
         """
         clip_embedding = clip_embedding.to(next(self.clip_project.parameters()).dtype)
         if self.config.normalize_prefix:
             norm = clip_embedding.norm(2, dim=-1, keepdim=True)
             if clip_embedding.dim() == 3:
-                norm = norm.masked_fill(norm == 0, 1)  # zeros mean "no vector here", and stay zeros
+                norm = norm.masked_fill(norm == 0, 1)  # a vector of zeros means "none here", and stays zero
             clip_embedding = clip_embedding / norm
         return self.clip_project(clip_embedding).view(len(clip_embedding), self.config.prefix_length, -1)
 
     def forward(self, batch, reduction="sum"):
-        """Cross-entropy of all predicted tokens of a packed batch, in nats: their sum, a float32 scalar; with reduction "none" [T].
+        """Compute the cross-entropy of all predicted tokens of a batch, in nats.
 
-        batch: features.packing.PackedBatch with its clip_embedding [I, D] filled in. A batch laid out unpacked (one caption a row)
-        goes through the whole language model with an ordinary 2-D mask, as any of them takes.
+        Args:
+            batch: features.packing.PackedBatch with its clip_embedding [I, D] filled in. A batch laid out unpacked (one caption per row)
+                goes through the whole language model with an ordinary 2-D mask, which every architecture accepts.
+            reduction: "sum", or "none" for one value per predicted token.
+
+        Returns:
+            float32 scalar, or [T].
         """
         prefix = self.encode_prefix(batch.clip_embedding)  # [I, P, E]
         embeds = self.gpt.get_input_embeddings()(batch.input_ids)  # [R, L, E]
         rows, length, width = embeds.shape
-        embeds = embeds.view(-1, width).index_copy(0, batch.prefix_slots, prefix.reshape(-1, width).to(embeds.dtype))
-        embeds = embeds.view(rows, length, width)
+        embeds = embeds.view(-1, width).index_copy(0, batch.prefix_slots, prefix.reshape(-1, width).to(embeds.dtype))  # [R · L, E]
+        embeds = embeds.view(rows, length, width)  # [R, L, E]
         if batch.packed:
             hidden = self.gpt.base_model(
                 inputs_embeds=embeds,
@@ -109,28 +111,36 @@ class ClipCaptionModel(nn.Module, ModelHubMixin, library_name="prefixcap", pipel
             ).last_hidden_state
             hidden = hidden.view(-1, hidden.shape[-1])[batch.predict_slots]  # [T, E]
             return caption_loss(self.gpt.get_output_embeddings(), hidden, batch.labels, reduction)
-        logits = self.gpt(inputs_embeds=embeds, attention_mask=(batch.block_ids > 0).long(), use_cache=False).logits
+        logits = self.gpt(inputs_embeds=embeds, attention_mask=(batch.block_ids > 0).long(), use_cache=False).logits  # [R, L, V]
         return cross_entropy(logits.view(rows * length, -1)[batch.predict_slots], batch.labels, reduction)
 
 
 def packed_attention_mask(block_ids, caption_ids, dtype):
-    """Additive mask of a packed batch: 0 where a slot may attend, the dtype's lowest number where not.
+    """Build the additive mask of a packed batch: 0 where a slot may attend, the dtype's lowest number elsewhere.
 
-    block_ids, caption_ids: [R, L] int → [R, 1, L, L]. A slot sees, causally, the prefix of its own block (caption 0) and its own
-    caption. Padding is a block of its own, so that no slot is left without anything to attend to. Additive because eager
-    attention in transformers 5 adds a boolean mask as if it were numbers.
+    A slot sees, causally, the prefix of its own block (caption 0) and its own caption. Padding is a block of its own, so that every slot
+    attends to something. The mask is additive because eager attention in transformers 5 adds a boolean mask as if it were numbers.
+
+    Args:
+        block_ids: [R, L] int.
+        caption_ids: [R, L] int.
+        dtype: of the embeddings.
+
+    Returns:
+        [R, 1, L, L].
     """
-    same_block = block_ids[:, :, None] == block_ids[:, None, :]
+    same_block = block_ids[:, :, None] == block_ids[:, None, :]  # [R, L, L]
     seen = (caption_ids[:, None, :] == 0) | (caption_ids[:, :, None] == caption_ids[:, None, :])
-    allowed = (same_block & seen).tril()  # [R, L, L]
+    allowed = (same_block & seen).tril()
     mask = torch.full(allowed.shape, torch.finfo(dtype).min, dtype=dtype, device=allowed.device)
-    return mask.masked_fill_(allowed, 0.0)[:, None]
+    return mask.masked_fill_(allowed, 0.0)[:, None]  # [R, 1, L, L]
 
 
 def stop_token_id(tokenizer, stop_token=None):
-    """The id of `stop_token` (text), or of the tokenizer's end-of-text token when it is None.
+    """Find the id of `stop_token` (text), or of the tokenizer's end-of-text token when it is None.
 
-    Raises ValueError when the text is not one token of the vocabulary, and when there is neither.
+    Raises:
+        ValueError: the text is not one token of the vocabulary, or there is no end-of-text token.
     """
     if stop_token is None:
         if tokenizer.eos_token_id is None:
@@ -143,11 +153,11 @@ def stop_token_id(tokenizer, stop_token=None):
 
 
 def position_count(gpt):
-    """How many tokens a language model reads at most, prefix included; None where there is no limit."""
+    """Return how many tokens a language model can read, prefix included; None where there is no limit."""
     positions = getattr(gpt.config, "max_position_embeddings", None)
     return positions if positions is not None else getattr(gpt.config, "max_seq_len", None)
 
 
 def fill_prompt(prompt, base_caption=""):
-    """The text between prefix and caption: a prompt with the base model's caption, stripped, in place of {base}."""
+    """Return the text between prefix and caption: the prompt with the base captioner's caption, stripped, in place of {base}."""
     return prompt.replace("{base}", base_caption.strip())

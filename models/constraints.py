@@ -1,4 +1,4 @@
-"""What a caption may not do while it is decoded: repeat an n-gram, or stop too early."""
+"""Rules of decoding: no n-gram twice, no caption shorter than a minimum."""
 
 import torch
 
@@ -6,10 +6,16 @@ from common import UserError
 
 
 class Constraints:
-    """The tokens that each caption must not take next.
+    """Find the tokens that each caption must not take next.
 
-    no_repeat_ngram_size: tokens in a row that may not occur twice in a caption, 0 for no such rule; min_length: tokens before the
-    stop token may be taken; stop: its id; prompt: list of token ids that every caption begins with. Raises UserError below 0.
+    Args:
+        no_repeat_ngram_size: size of the n-grams that may not occur twice in a caption, in tokens; 0 for no such rule.
+        min_length: tokens before the stop token may be taken.
+        stop: id of the stop token.
+        prompt: list of token ids that every caption begins with.
+
+    Raises:
+        UserError: a number is negative.
     """
 
     def __init__(self, no_repeat_ngram_size, min_length, stop, prompt):
@@ -22,9 +28,14 @@ class Constraints:
         self.prompt = prompt
 
     def forbidden(self, logits, tokens):
-        """logits: [rows, V], for their shape; tokens: [rows, T] taken so far, None for none → bool [rows, V], or None: all allowed.
+        """Mark the forbidden tokens. Where every token would be forbidden, the stop token is allowed.
 
-        Where every token would be forbidden, the stop token is allowed.
+        Args:
+            logits: [rows, V]; only its shape is used.
+            tokens: [rows, T] taken so far, or None at the start.
+
+        Returns:
+            bool [rows, V], or None where all are allowed.
         """
         taken = 0 if tokens is None else tokens.shape[-1]
         too_early = self.stop is not None and taken < self.min_length
@@ -39,8 +50,8 @@ class Constraints:
                 grams = text.unfold(1, self.size, 1)  # [rows, number of n-grams, n]
                 begun = text[:, None, text.shape[-1] - self.size + 1 :]  # the n - 1 tokens that the next one would complete
                 seen = (grams[..., :-1] == begun).all(-1)
-                mask.scatter_(1, grams[..., -1].where(seen, vocabulary), True)  # the place after the last is thrown away
-        mask = mask[:, :vocabulary]
+                mask.scatter_(1, grams[..., -1].where(seen, vocabulary), True)  # column V is dropped below
+        mask = mask[:, :vocabulary]  # [rows, V]
         if too_early:
             mask[:, self.stop] = True
         if self.stop is not None:

@@ -1,4 +1,4 @@
-"""The language model with its key-value cache, as decoding uses it.
+"""The language model with a key-value cache, as decoding uses it.
 
 R rows, P prefix_length, E language-model width, V vocabulary.
 """
@@ -9,10 +9,15 @@ from transformers.cache_utils import DynamicLayer
 
 
 class Decoder:
-    """The language model with its cache: rows in, logits of the next token out, divided by the temperature."""
+    """The language model with its cache: rows in, logits of the next token out, divided by the temperature.
+
+    Args:
+        gpt: a causal language model of transformers.
+        temperature: float above 0.
+        most_tokens: slots that a row will need, prefix and caption together.
+    """
 
     def __init__(self, gpt, temperature, most_tokens):
-        """most_tokens: slots a row will need, prefix and caption."""
         self.gpt = gpt
         self.temperature = temperature
         self.cache = DynamicCache(config=gpt.config)
@@ -20,8 +25,8 @@ class Decoder:
             self.cache.layers = [_InPlaceLayer(most_tokens) for _ in self.cache.layers]
 
     def __call__(self, **inputs):
-        """input_ids [rows, 1] or inputs_embeds [rows, P, E] → logits [rows, V], float32 or better."""
-        logits = self.gpt(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        """Read input_ids [rows, 1] or inputs_embeds [rows, P, E]; return logits [rows, V], float32 or better."""
+        logits = self.gpt(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits[:, -1]  # [rows, V]
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         return logits if self.temperature == 1 else logits / self.temperature
 
@@ -30,7 +35,7 @@ class Decoder:
         self.cache.batch_select_indices(rows)
 
     def reorder(self, rows, prefix_length):
-        """Keep these rows, each in the place of one with the same prefix, so that only what follows the prefix has to move."""
+        """Keep these rows, each in the place of one with the same prefix, so that only slots behind the prefix are copied."""
         for layer in self.cache.layers:
             if isinstance(layer, _InPlaceLayer):
                 layer.reorder(rows, prefix_length)
@@ -39,7 +44,7 @@ class Decoder:
 
 
 class _InPlaceLayer(DynamicLayer):
-    """A layer of the cache that writes into room set aside at the start, where the library's copies all it has at every token."""
+    """A cache layer that writes into memory reserved at the start; the library's layer copies everything at every token."""
 
     def __init__(self, most_tokens):
         super().__init__()
@@ -52,7 +57,7 @@ class _InPlaceLayer(DynamicLayer):
         return self.keys, self.values
 
     def update(self, key_states, value_states, *args, **kwargs):
-        """Add keys and values [rows, heads, n, head width] → all so far."""
+        """Add keys and values [rows, heads, n, head width]; return all so far."""
         if self.store is None:
             rows, heads, _, width = key_states.shape
             self.store = key_states.new_empty(2, rows, heads, self.most_tokens, width)
@@ -71,5 +76,5 @@ class _InPlaceLayer(DynamicLayer):
         self._show()
 
     def reorder(self, indices, start):
-        """Keep these rows from slot `start` on; what stands before stays."""
+        """Reorder the rows from slot `start` on; earlier slots stay."""
         self.store[..., start : self.length, :] = self.store[:, indices, :, start : self.length]

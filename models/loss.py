@@ -1,8 +1,8 @@
-"""The caption loss without the whole logits: output layer and cross-entropy together, a few hundred predictions at a time.
+"""The caption loss in chunks: output layer and cross-entropy together, a few hundred predictions at a time.
 
-T predictions, E width, V vocabulary. With V = 50,257 the logits of one batch of 40 captions, and their gradient, are 100 MB each;
-here neither exists for more than CHUNK_ELEMENTS numbers at once. The gradient of a chunk is taken while its logits are there, so that
-nothing is computed twice.
+T predictions, E width, V vocabulary. With V = 50,257 the logits of one batch of 40 captions take 100 MB, and so does their gradient. Here
+neither holds more than CHUNK_ELEMENTS numbers at once. The gradient of a chunk is computed while its logits exist, so nothing is computed
+twice.
 """
 
 import torch
@@ -15,16 +15,25 @@ CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MiB in float32
 
 
 def cross_entropy(logits, labels, reduction="sum"):
-    """Cross-entropy of [T, V] logits against [T] labels, in nats, in float32 or better; reduction "sum" (a scalar) or "none" [T]."""
+    """Compute the cross-entropy of logits [T, V] against labels [T], in nats, in float32 or better; reduction "sum" or "none" ([T])."""
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     return F.cross_entropy(logits, labels, reduction=reduction)
 
 
 def caption_loss(output_layer, hidden, labels, reduction="sum"):
-    """Cross-entropy of output_layer(hidden) against labels, in nats: a scalar, float32 or better; with reduction "none" [T].
+    """Compute the cross-entropy of output_layer(hidden) against labels, in nats.
 
-    output_layer: E → V; hidden: [T, E]; labels: [T] int64. Only the sum is taken in chunks, and only of a bare nn.Linear: what is more (an
-    adapter, say) is called as it is, in one piece; so is any under fp16, whose gradients have to be scaled before they are rounded.
+    Only the sum is computed in chunks, and only for a bare nn.Linear. Any other layer (an adapter, say) is called whole. So is every layer
+    under fp16, whose gradients have to be scaled before they are rounded.
+
+    Args:
+        output_layer: nn.Module from E to V.
+        hidden: [T, E].
+        labels: [T] int64.
+        reduction: "sum" or "none".
+
+    Returns:
+        scalar, float32 or better; with reduction "none" [T].
     """
     device = hidden.device.type
     is_half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
@@ -34,7 +43,7 @@ def caption_loss(output_layer, hidden, labels, reduction="sum"):
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Loss and, in the same pass, its gradients, chunk by chunk over the predictions."""
+    """The loss and, in the same pass, its gradients, chunk by chunk over the predictions."""
 
     @staticmethod
     def forward(ctx, hidden, weight, labels):
@@ -55,7 +64,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 total += (log_sum - logits.gather(1, target)).sum()
                 if not (wants_hidden or wants_weight):
                     continue
-                grad_logits = logits.sub_(log_sum).exp_()  # the softmax, in the logits' place
+                grad_logits = logits.sub_(log_sum).exp_()  # softmax, in place
                 grad_logits.scatter_add_(1, target, grad_logits.new_full(target.shape, -1.0))
                 grad_logits = grad_logits.to(dtype)
                 if wants_hidden:
@@ -70,7 +79,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        # In place: they are as large as the parameters, and asked for once.
+        # In place: they are as large as the parameters, and needed once.
         gradients = [None if own is None else own.mul_(grad.to(own.dtype)) for own in ctx.gradients]
         ctx.gradients = None
         return *gradients, None

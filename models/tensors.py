@@ -1,4 +1,4 @@
-"""Files of tensors: written whole or not at all, read without running anything in them."""
+"""Files of tensors: written whole or not at all, and read without running code from them."""
 
 import os
 import pickle
@@ -19,17 +19,21 @@ DAMAGED = (
 
 
 def save_tensors(content, path):
-    """torch.save under a temporary name, then rename. Equal content gives equal bytes, whatever the file's name."""
+    """Write with torch.save under a temporary name, then rename. Equal content gives equal bytes, whatever the file's name."""
     with replace_file(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            # On a full disk torch's writer first fails with the reason, then trips over its own end.
+            # On a full disk torch's writer fails twice; the first error has the reason.
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def read_tensors(path):
-    """Read a file of tensors and plain containers; nothing in it is run. Raises UserError when it is missing, damaged or wants code."""
+    """Read a file of tensors and plain containers, on the CPU, without running code from it.
+
+    Raises:
+        UserError: the file is missing or damaged, or asks for code.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint {path}. Give the path of a .pt file, such as one that train.py wrote.")
@@ -48,7 +52,7 @@ def read_tensors(path):
 
 
 def refuse_compressed(path):
-    """Raise UserError when a zip's members are compressed: torch stores them plainly, and a small bomb could fill the memory."""
+    """Raise UserError when members of a zip are compressed: torch never compresses, and a small bomb could fill the memory."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:

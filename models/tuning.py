@@ -1,8 +1,8 @@
-"""What of a captioner is trained: everything, the mapper, the language model's ends, its output layer, or low-rank adapters.
+"""Which parts of a captioner are trained: everything, the mapper, the language model's ends, its output layer, or low-rank adapters.
 
-The language model's parts are found by structure (its blocks are the module list as long as its config says, the stack is what
-holds them), so that GPT-2, OPT, Llama and Qwen alike can be tuned. A part without trained parameters stays in eval mode, without
-dropout, as published for a frozen GPT-2.
+The language model's parts are found by structure: its blocks are the module list as long as its config says, and the stack is the module
+that holds them. So GPT-2, OPT, Llama and Qwen can all be tuned. A part without trained parameters stays in eval mode, without dropout, as
+published for a frozen GPT-2.
 """
 
 import dataclasses
@@ -12,10 +12,10 @@ import dataclasses
 class Tuning:
     """An entry of TUNINGS."""
 
-    help: str  # completes the sentence "NAME trains …" in --help
-    prepare: object  # function(gpt, config): give a fresh language model what it needs; raises ValueError where it cannot
-    mark: object  # function(gpt): set requires_grad on its parameters, all of which are frozen before
-    wake: object  # function(gpt): put what it trains into training mode; all of it is in eval mode before
+    help: str  # completes the sentence "NAME trains ..." in --help
+    prepare: object  # function(gpt, config): prepare a fresh language model; raises ValueError where that is impossible
+    mark: object  # function(gpt): set requires_grad on its parameters, which are all frozen before
+    wake: object  # function(gpt): put the trained parts into training mode; all are in eval mode before
 
 
 GPT2_TARGETS = ["c_attn", "c_proj", "c_fc"]  # as published for Instagram: every matrix of a GPT-2 block
@@ -23,9 +23,13 @@ ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output l
 
 
 def find_blocks(gpt):
-    """The stack of a language model (the module with its embeddings, blocks and final norm) and its blocks, a ModuleList.
+    """Find the stack of a language model and its blocks.
 
-    Raises ValueError for a language model without such a list.
+    Returns:
+        the module with embeddings, blocks and final norm, and the nn.ModuleList of its blocks.
+
+    Raises:
+        ValueError: the language model has no such list.
     """
     from torch import nn
 
@@ -38,7 +42,7 @@ def find_blocks(gpt):
 
 
 def output_names(gpt):
-    """Names, in the language model's state dict, of its token table and of its output layer's weight."""
+    """Return the names of the token table and of the output layer's weight in the language model's state dict."""
     layers = {id(module): name for name, module in gpt.named_modules()}
     return tuple(f"{layers[id(layer)]}.weight" for layer in (gpt.get_input_embeddings(), gpt.get_output_embeddings()))
 
@@ -53,14 +57,19 @@ def untie_output(gpt, weight=None):
 
 
 def default_targets(gpt):
-    """The layers that get adapters unless told: those of GPT-2's blocks; elsewhere every linear layer but the output."""
+    """Return the layers that get adapters by default: GPT-2's, or every linear layer except the output in other models."""
     return list(GPT2_TARGETS) if gpt.config.model_type == "gpt2" else ALL_LINEAR
 
 
 def add_adapters(gpt, lora):
     """Put low-rank adapters (arXiv:2106.09685) into a language model, in place, through peft.
 
-    lora: dict of rank, alpha, dropout and targets (a list of layer names, or "all-linear"). Raises ValueError for a target it has not.
+    Args:
+        gpt: the language model.
+        lora: dict of rank, alpha, dropout and targets (a list of layer names, or "all-linear").
+
+    Raises:
+        ValueError: the language model has no layer of a target's name.
     """
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
     from torch import nn
@@ -73,7 +82,7 @@ def add_adapters(gpt, lora):
         if absent:
             known = ", ".join(sorted({name.rpartition(".")[2] for name in matrices}))
             raise ValueError(f"no layer {', '.join(absent)} for an adapter in {type(gpt).__name__}; it has {known}")
-    # GPT-2's matrices are stored transposed (Conv1D), which peft wants to be told.
+    # GPT-2's matrices are stored transposed (Conv1D); peft has to know.
     transposed = any(isinstance(module, Conv1D) for module in gpt.modules())
     settings = LoraConfig(
         r=lora["rank"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=targets, fan_in_fan_out=transposed
@@ -127,10 +136,10 @@ TUNINGS = {
 
 
 def apply_tuning(model):
-    """Give a fresh captioner what its config's tuning asks for (adapters, an output layer of its own), and mark what is trained.
+    """Prepare a fresh captioner as its config's tuning says (adapters, an untied output layer), and mark what is trained.
 
     Raises:
-        ValueError: unknown tuning, or a language model that lacks what it needs.
+        ValueError: unknown tuning, or a language model that cannot be tuned this way.
     """
     config = model.config
     if config.tune not in TUNINGS:
@@ -147,7 +156,7 @@ def mark_trained(model):
 
 
 def rest_untrained(model):
-    """Put every part without trained parameters back into eval mode, so that its dropout stays off; call it after model.train()."""
+    """Put parts without trained parameters back into eval mode, so that their dropout stays off; call it after model.train()."""
     if model.config.freeze_mapper:
         model.clip_project.eval()
     model.gpt.eval()
@@ -155,9 +164,9 @@ def rest_untrained(model):
 
 
 def checkpoint_blocks(gpt):
-    """Keep no activations inside the blocks: the backward pass computes them again (gradient checkpointing, arXiv:1604.06174).
+    """Keep no activations inside the blocks; the backward pass computes them again (gradient checkpointing, arXiv:1604.06174).
 
-    Not through transformers, whose switch does nothing in eval mode, where a frozen language model stays.
+    The switch of transformers does nothing in eval mode, in which a frozen language model stays.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -175,12 +184,12 @@ def checkpoint_blocks(gpt):
 
 
 def is_adapter(name):
-    """Whether a module or parameter of this name belongs to a low-rank adapter."""
+    """Tell whether a module or parameter of this name belongs to a low-rank adapter."""
     return ".lora_" in name
 
 
 def kept_names(model):
-    """Names of the state dict that a checkpoint of this captioner must hold: the mapper's, and the trained ones of the language model."""
+    """Return the names of the state dict that a checkpoint must hold: the mapper's, and what is trained of the language model."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if model.config.tune == "full":
         return set(model.state_dict())
@@ -188,7 +197,7 @@ def kept_names(model):
 
 
 def merged_state(model):
-    """The state dict with every adapter added into the matrix it stands beside: published names, as if there had been none."""
+    """Return the state dict with every adapter merged into its matrix, under the published names."""
     state = {}
     layers = {f"gpt.{name}": module for name, module in model.gpt.named_modules() if hasattr(module, "get_delta_weight")}
     for name, tensor in model.state_dict().items():
@@ -203,7 +212,7 @@ def merged_state(model):
 
 
 def beneath_adapters(model, state):
-    """Rename the plain names of a state dict to those of the matrices beneath the model's adapters, where it has adapters."""
+    """Rename the plain names of a state dict to those of the matrices beneath the model's adapters, if it has any."""
     if model.config.tune != "lora":
         return state
     beneath = {name.replace(".base_layer.", "."): name for name in model.state_dict() if ".base_layer." in name}
@@ -211,7 +220,7 @@ def beneath_adapters(model, state):
 
 
 def parameter_table(model):
-    """What is trained, part by part → list of (part, trained parameters, all parameters), parts without parameters left out."""
+    """Count parameters part by part: list of (part, trained, all), without empty parts."""
     from torch import nn
 
     owners = {}

@@ -14,8 +14,8 @@ from common import UserError
 # The hub's full names of models known by a short one.
 HUB_NAMES = {"distilgpt2": "distilbert/distilgpt2"}
 HUB_NAMES |= {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
-PROBE_SECONDS = 4  # an unreachable hub otherwise costs the library most of a minute a name
-# What torch and the model libraries raise on a file that holds something else.
+PROBE_SECONDS = 4  # the library itself waits most of a minute per name for an unreachable hub
+# What torch and the model libraries raise on a file of another kind.
 NOT_WEIGHTS = (
     OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
     struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
@@ -24,7 +24,7 @@ LANGUAGE_MODEL_FILES = "config.json, model.safetensors and the tokenizer's files
 
 
 def weights_folder():
-    """The folder looked in first: data/weights under the working directory."""
+    """Return the folder that is searched first: data/weights under the working directory."""
     return Path("data/weights")
 
 
@@ -38,7 +38,7 @@ def find_weights(*names):
 
 
 def hub_is_reachable(address):
-    """Tell within a few seconds whether `address` answers at all, through the user's proxy if one is set."""
+    """Tell within a few seconds whether `address` answers, through the user's proxy if one is set."""
     import httpx
 
     try:
@@ -49,12 +49,12 @@ def hub_is_reachable(address):
 
 
 def first_line(error, most=160):
-    """The beginning of an error's text, for a message of one line; its type where it says nothing."""
+    """Return the beginning of an error's text for a message of one line; its type where the text is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 
 
 def pick_file(found, names):
-    """A weight file, or the folder that holds one under one of `names` → the file. Raises UserError when none is there."""
+    """Return `found` itself, or the first of `names` in the folder `found`. Raises UserError when there is none."""
     for path in (found, *(found / name for name in names)):
         if path.is_file():
             return path
@@ -62,7 +62,10 @@ def pick_file(found, names):
 
 
 def read_state(path):
-    """Weight file (.safetensors, or a state dict of torch) → dict of tensors. Runs nothing in the file; raises one of NOT_WEIGHTS."""
+    """Read a weight file (.safetensors, or a state dict of torch) as a dict of tensors, without running code from it.
+
+    Raises one of NOT_WEIGHTS.
+    """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -76,10 +79,19 @@ def read_state(path):
 
 
 def hub_file(repository, names, what, place):
-    """The first of `names` in a repository of the hub, from the library's cache or downloaded → path.
+    """Find the first of `names` in a repository of the hub, in the library's cache or by download.
 
-    what: the model's name, place: the folder under which a user may put the file, both for the message.
-    Raises UserError when it is not in the cache and cannot be had.
+    Args:
+        repository: name on the hub.
+        names: names of files, in order of preference.
+        what: the model's name, for the message.
+        place: folder where a user may put the file, for the message.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        UserError: it is not in the cache and cannot be downloaded.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
@@ -101,9 +113,19 @@ def hub_file(repository, names, what, place):
 
 
 def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
-    """Call load(source, local_files_only=…) on the folder `name`, the cache, then the hub. → what it gives
+    """Call load(source, local_files_only=...) on the folder `name`, then for the cache, then for the hub.
 
-    files: what to download, for the message. Raises UserError when none has `name`; one that `load` raises goes through.
+    Args:
+        load: function that loads a model or tokenizer.
+        name: name on the hub, or path of a folder.
+        what: kind of thing, for the message.
+        files: what to download, for the message.
+
+    Returns:
+        What `load` returns.
+
+    Raises:
+        UserError: none of the places has `name`; or `load` raised it.
     """
     from huggingface_hub import constants
     from safetensors import SafetensorError
@@ -147,15 +169,16 @@ def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
 
 
 def load_language_model(name):
-    """Load a causal language model by name or folder, float32, on the CPU, attention through SDPA where it has that.
+    """Load a causal language model by name or folder, on the CPU, in float32 and eval mode, with SDPA attention where it has that.
 
-    → the model in eval mode. Raises UserError saying where it looked and what to download.
+    Raises:
+        UserError: says which places were searched and what to download.
     """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # it would cut through the script's own lines
+    logging.disable_progress_bar()  # it would interrupt the script's own lines
 
     def load(source, local_files_only):
         settings = {"local_files_only": local_files_only, "dtype": torch.float32}
@@ -187,3 +210,20 @@ def load_language_model_config(name):
         return AutoConfig.from_pretrained(source, local_files_only=local_files_only)
 
     return load_from_library(load, name, "language model's config")
+
+
+def build_language_model(gpt_config):
+    """Make a causal language model from its config as a dict. Its weights are not initialised: load them next."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    fields = {name: value for name, value in gpt_config.items() if name not in ("model_type", "transformers_version", "dtype")}
+    config = AutoConfig.for_model(gpt_config["model_type"], **fields)
+    with no_init_weights():  # drawing 124M numbers takes seconds
+        try:
+            gpt = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        except ValueError:  # a language model without SDPA
+            gpt = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    gpt.tie_weights()
+    return gpt

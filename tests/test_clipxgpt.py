@@ -92,7 +92,7 @@ def test_the_vision_tower_in_the_file_is_transformers_own(tmp_path, language):
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     state, _ = write_weights(tmp_path / "model.pt", language, 5)
-    assert load_checkpoint(tmp_path / "model.pt").encoder_source == f"clipxgpt:{tmp_path / 'model.pt'}"
+    assert load_checkpoint(tmp_path / "model.pt").origin.encoder == f"clipxgpt:{tmp_path / 'model.pt'}"
     encoder = load_encoder(f"clipxgpt:{tmp_path / 'model.pt'}")
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 1}
     tower = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=24, patch_size=8)).eval()

@@ -1,5 +1,6 @@
 """What decoding may be told: n-grams, length, prompt. Each equals a slow, plain search that looks at one caption at a time."""
 
+import math
 import random
 
 import pytest
@@ -142,9 +143,30 @@ def test_what_is_forbidden_is_what_the_rules_say(prompt, before, size, min_lengt
 
 @pytest.mark.parametrize(
     "knobs",
-    [{"no_repeat_ngram_size": -1}, {"min_length": -1}, {"min_length": 9}, {"length_penalty": float("nan")}, {"text_prompt": "t1 " * 70}],
+    [{"temperature": 1e-40}, {"temperature": 1e300}, {"temperature": float("nan")}, {"length_penalty": 1e6}, {"seed": 2**64},
+     {"entry_length": 10**12, "min_length": 10**10}, {"num_captions": 10**9, "decoding": "sample"}, {"stop_token": "\ud800"},
+     {"text_prompt": "a\udfff"}, {"no_repeat_ngram_size": -1},
+     {"min_length": -1}, {"min_length": 9}, {"length_penalty": float("nan")}, {"text_prompt": "t1 " * 70}],
     ids=str,
-)
+)  # fmt: skip
 def test_a_knob_that_cannot_be_is_the_users_error(knobs):
     with pytest.raises(UserError):
-        generate(random_model(1), embeddings(1), entry_length=8, **knobs)
+        generate(random_model(1), embeddings(1), **{"entry_length": 8, **knobs})
+
+
+EXTREMES = [{"length_penalty": 23.0}, {"length_penalty": -100.0}, {"length_penalty": 100.0, "min_length": 7}, {"temperature": 1e-4},
+            {"temperature": 1e4}, {"top_p": 1e-320}, {"no_repeat_ngram_size": 10**12}, {"seed": 2**63 - 1}, {"seed": -(2**63)}]  # fmt: skip
+
+
+@pytest.mark.parametrize("decoding", ["beam", "greedy", "sample"])
+@pytest.mark.parametrize("knobs", EXTREMES, ids=str)
+def test_extreme_numbers_give_finite_scores(decoding, knobs):
+    model = random_model(4, likely=STOP, strength=2.0).float()
+    found = generate(model, embeddings(3).float(), decoding, stop_token=f"t{STOP}", entry_length=40, **knobs)
+    assert all(math.isfinite(score) for one in found for _, score in one)
+
+
+def test_a_large_length_penalty_takes_the_longest_caption():
+    model = random_model(4, likely=STOP, strength=2.0).float()
+    found = generate(model, embeddings(3).float(), entry_length=60, stop_token=f"t{STOP}", length_penalty=60.0, return_ended=True)
+    assert all(len(text.split()) == 60 and not ended for [(text, _, ended)] in found)

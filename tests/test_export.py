@@ -9,11 +9,10 @@ from safetensors.torch import load_file
 import tiny
 import weight_files
 from benchmarks import published
-from models.captioner import ClipCaptionModel
 from models.checkpoints import config_path, load_checkpoint, save_checkpoint, save_config
 from models.config import CaptionConfig
 from models.decoding import generate
-from models.hub import main
+from models.hub import HubCaptionModel, main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STOP = 13
@@ -27,7 +26,7 @@ def build(folder, mapping_type="mlp", **fields):
     torch.manual_seed(4)
     config = CaptionConfig("ViT-B/32", 32, prefix_length=4, clip_length=3, mapping_type=mapping_type, num_layers=2, gpt2_type=str(folder),
                            gpt_config=gpt.config.to_diff_dict(), **fields)  # fmt: skip
-    return ClipCaptionModel(config, gpt, load_tokenizer(str(folder))).eval()
+    return HubCaptionModel(config, gpt, load_tokenizer(str(folder))).eval()
 
 
 def logits_of(model, embedding):
@@ -46,7 +45,7 @@ def test_ours_comes_back_through_export_with_the_same_logits(tmp_path, tiny_gpt2
     assert main(["export", str(tmp_path / "run-000.pt"), str(tmp_path / "out")]) == 0
     assert "from_pretrained" in capsys.readouterr().out
     assert {"config.json", "model.safetensors", "README.md", "tokenizer"} == {path.name for path in (tmp_path / "out").iterdir()}
-    again = ClipCaptionModel.from_pretrained(tmp_path / "out")
+    again = HubCaptionModel.from_pretrained(tmp_path / "out")
     embedding = torch.randn(3, 32)
     assert torch.equal(logits_of(again, embedding), logits_of(model, embedding)) and again.config == model.config and not again.training
     assert generate(again, embedding, entry_length=6) == generate(model, embedding, entry_length=6)
@@ -58,7 +57,7 @@ def test_an_exported_folder_needs_nothing_else(tmp_path, tiny_gpt2):
     language = shutil.copytree(tiny_gpt2, tmp_path / "language")
     build(language).save_pretrained(tmp_path / "out")
     shutil.rmtree(language)
-    assert generate(ClipCaptionModel.from_pretrained(tmp_path / "out"), torch.randn(1, 32), entry_length=4)
+    assert generate(HubCaptionModel.from_pretrained(tmp_path / "out"), torch.randn(1, 32), entry_length=4)
 
 
 def test_the_mixin_can_publish_what_it_saves(tmp_path, tiny_gpt2, monkeypatch):
@@ -88,7 +87,7 @@ def test_a_published_file_comes_back_through_export(tmp_path, kind):
     tiny.random_gpt2(len(tokenizer), width=facts.width, heads=facts.heads, layers=1).config.save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
     assert main(["export", str(tmp_path / "published.pt"), str(tmp_path / "out"), "--gpt2_type", str(tmp_path / "gpt2")]) == 0
-    model, again = load_checkpoint(tmp_path / "published.pt", str(tmp_path / "gpt2")), ClipCaptionModel.from_pretrained(tmp_path / "out")
+    model, again = load_checkpoint(tmp_path / "published.pt", str(tmp_path / "gpt2")), HubCaptionModel.from_pretrained(tmp_path / "out")
     embedding = torch.randn(2, facts.clip_width)
     assert torch.equal(logits_of(again, embedding), logits_of(model, embedding))
     assert generate(again, embedding, "greedy", entry_length=5) == generate(model, embedding, "greedy", entry_length=5)
@@ -170,10 +169,10 @@ def test_mistakes_are_one_line(tmp_path, tiny_gpt2, capsys):
     build(tiny_gpt2).save_pretrained(tmp_path / "out")
     (tmp_path / "out/model.safetensors").write_bytes(b"0" * 100)
     with pytest.raises(ValueError, match="cannot be read"):
-        ClipCaptionModel.from_pretrained(tmp_path / "out")
+        HubCaptionModel.from_pretrained(tmp_path / "out")
     (tmp_path / "out/model.safetensors").unlink()
     with pytest.raises(ValueError, match="has no model.safetensors"):
-        ClipCaptionModel.from_pretrained(tmp_path / "out")
+        HubCaptionModel.from_pretrained(tmp_path / "out")
     for words in (["describe", "no.pt"], ["describe", str(tmp_path / "text.pt")], ["export", "no.pt", "out"], ["melt", "a"], []):
         with pytest.raises(SystemExit) as end:
             main(words)

@@ -138,17 +138,17 @@ PROMPTED = ["--prompt", PROMPT, "--base_checkpoint", "out/base-003.pt"]
 
 
 def test_base_captions_are_decoded_once_and_made_again_for_another_base(data, tiny_gpt2, monkeypatch):
-    from models import decoding
+    from models import base_captioner
 
     run(tiny_gpt2, *PROMPTED, "--max_steps", 2)
     kept = list(data.glob("train.base-*.jsonl"))
     lines = [json.loads(line) for line in kept[0].read_text().splitlines()]
     base = load_checkpoint("out/base-003.pt")
-    expected = [found[0][0].strip() for found in decoding.generate(base, load_features("train.pkl").clip_embedding, "greedy")]
+    expected = [found[0][0].strip() for found in base_captioner.generate(base, load_features("train.pkl").clip_embedding, "greedy")]
     assert len(kept) == 1 and [line["caption"] for line in lines] == expected
 
-    calls, generate = [], decoding.generate
-    monkeypatch.setattr(decoding, "generate", lambda *a, **k: calls.append(1) or generate(*a, **k))
+    calls, generate = [], base_captioner.generate
+    monkeypatch.setattr(base_captioner, "generate", lambda *a, **k: calls.append(1) or generate(*a, **k))
     run(tiny_gpt2, *PROMPTED, "--max_steps", 2)
     assert not calls
     run(tiny_gpt2, "--prompt", PROMPT, "--base_checkpoint", "out/base-000.pt", "--max_steps", 1)
@@ -171,8 +171,8 @@ def test_a_prompted_checkpoint_holds_its_base_and_follows_what_it_says(data, tin
     model = load_checkpoint("out/coco_prefix-001.pt")
     assert model.config.prompt == PROMPT and model.config.base["prefix_length"] == P
     for name, tensor in base.state_dict().items():
-        assert torch.equal(tensor, model.base_model.state_dict()[name]), name
-    assert not any("base_model" in name for name in model.state_dict())
+        assert torch.equal(tensor, model.base_captioner.model.state_dict()[name]), name
+    assert not any("base_captioner" in name for name in model.state_dict())
 
     def likeliest(base_caption):
         ids = torch.tensor([TOKENIZER.encode(fill_prompt(PROMPT, base_caption).rstrip())])
@@ -185,7 +185,7 @@ def test_a_prompted_checkpoint_holds_its_base_and_follows_what_it_says(data, tin
 def test_a_prompt_without_base_needs_no_base_model(data, tiny_gpt2):
     run(tiny_gpt2, "--prompt", "Say: ", "--epochs", 1, "--tune", "lora")
     model = load_checkpoint("out/coco_prefix-000.pt")
-    assert model.base_model is None and model.config.prompt == "Say: " and not list(data.glob("*.jsonl"))
+    assert model.base_captioner is None and model.config.prompt == "Say: " and not list(data.glob("*.jsonl"))
 
 
 def test_a_prompted_run_resumes_bit_by_bit(data, tiny_gpt2, monkeypatch):

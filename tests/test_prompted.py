@@ -9,11 +9,12 @@ import torch
 import tiny
 from benchmarks import published
 from common import UserError
+from models.base_captioner import BaseCaptioner
 from models.captioner import ClipCaptionModel
 from models.checkpoints import config_path, load_checkpoint, save_checkpoint, save_config
 from models.config import CaptionConfig
 from models.decoding import generate
-from models.prompts import base_captions, encode_prompts
+from models.prompts import encode_prompts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VOCABULARY, WIDTH, CLIP_WIDTH = 23, 16, 6
@@ -41,7 +42,7 @@ def test_prompts_of_different_lengths_in_a_batch_decode_as_each_alone():
     lengths, differing = set(), 0
     for seed in range(8):
         model = random_captioner(seed, prompt="t1 t2 {base} t3")
-        model.base_model = random_captioner(seed + 100)
+        model.base_captioner = BaseCaptioner(random_captioner(seed + 100))
         pictures = embeddings(4, seed)
         found = generate(model, pictures, beam_size=3, entry_length=5)
         bare = copy.copy(model)
@@ -49,8 +50,8 @@ def test_prompts_of_different_lengths_in_a_batch_decode_as_each_alone():
         differing += generate(bare, pictures, beam_size=3, entry_length=5) != found
         for row, one in enumerate(pictures):
             with torch.no_grad():
-                prefix, base_prefix = (m.clip_project(one[None]).view(1, 2, WIDTH) for m in (model, model.base_model))
-                tokens, _ = published.greedy_search(model.base_model.gpt, base_prefix, 67, 1.0, 13)
+                prefix, base_prefix = (m.clip_project(one[None]).view(1, 2, WIDTH) for m in (model, model.base_captioner.model))
+                tokens, _ = published.greedy_search(model.base_captioner.model.gpt, base_prefix, 67, 1.0, 13)
                 words = tokens[:-1] if tokens[-1] == VOCABULARY - 1 else tokens
                 prompt = torch.tensor([1, 2, *words, 3])
                 start = torch.cat([prefix, model.gpt.transformer.wte(prompt)[None]], dim=1)
@@ -63,7 +64,7 @@ def test_prompts_of_different_lengths_in_a_batch_decode_as_each_alone():
 
 def test_sampling_with_prompts_does_not_depend_on_the_other_images():
     model = random_captioner(3, prompt="t1 {base}")
-    model.base_model = random_captioner(103)
+    model.base_captioner = BaseCaptioner(random_captioner(103))
     pictures = embeddings(5)
     together = generate(model, pictures, "sample", temperature=2.0, seed=4, entry_length=6)
     alone = [generate(model, pictures[row : row + 1], "sample", temperature=2.0, seed=4 + row, entry_length=6)[0] for row in range(5)]
@@ -84,7 +85,7 @@ def test_a_prompt_that_leaves_no_room_is_one_line():
         generate(model, embeddings(1))
 
 
-def test_the_base_is_neither_trained_nor_counted_but_moves_and_is_saved(tmp_path):
+def test_the_base_is_neither_trained_nor_counted_but_is_saved(tmp_path):
     from models.weights import load_language_model, load_tokenizer
 
     language = str(tiny.save_gpt2(tmp_path / "gpt2", width=32, layers=1, positions=512))
@@ -98,16 +99,24 @@ def test_the_base_is_neither_trained_nor_counted_but_moves_and_is_saved(tmp_path
     base = build(1)
     model = build(2, prompt=" is a picture of {base} and", base=dataclasses.asdict(base.config), tune="mapper")
     names = set(model.state_dict())
-    model.base_model = base
+    model.base_captioner = BaseCaptioner(base)
     model.train()
-    assert not model.base_model.training and not {id(p) for p in base.parameters()} & {id(p) for p in model.parameters()}
+    assert not base.training
+    assert not {id(p) for p in base.parameters()} & {id(p) for p in model.parameters()}
     model.eval()
     assert set(model.state_dict()) == names
-    assert model.double().base_model.clip_project.model[0].weight.dtype == torch.float64
-    model.float()
     save_checkpoint(model, tmp_path / "run-000.pt")
     save_config(model.config, {}, config_path(tmp_path / "run-000.pt"))
     loaded = load_checkpoint(tmp_path / "run-000.pt")
     pictures = torch.randn(3, 8)
     assert generate(loaded, pictures, entry_length=6) == generate(model, pictures, entry_length=6)
-    assert base_captions(loaded.base_model, pictures, batch_size=2) == [one[0][0].strip() for one in generate(base, pictures, "greedy")]
+    alone = [one[0][0].strip() for one in generate(base, pictures, "greedy")]
+    assert loaded.base_captioner.caption(pictures, batch_size=2) == alone
+
+
+def test_the_base_moves_to_the_embeddings_it_captions():
+    base = random_captioner(1)
+    moves = []
+    base.to = moves.append
+    BaseCaptioner(base).caption(embeddings(2))
+    assert moves == [torch.device("cpu")]

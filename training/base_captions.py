@@ -39,7 +39,7 @@ def base_captions(base, base_digest, features, data_path, say):
     """
     from tqdm import tqdm
 
-    from models.prompts import base_captions as caption
+    from models.base_captioner import BaseCaptioner
 
     key = hashlib.blake2b(f"{features.digest()} {base_digest}".encode(), digest_size=8).hexdigest()
     data_path = Path(data_path)
@@ -54,9 +54,9 @@ def base_captions(base, base_digest, features, data_path, say):
             raise UserError(f"{path} holds {len(rows)} captions; expected {count}. Remove it; it will be made again.")
         say(f"base captions read from {path}")
         return rows
-    captions = []
+    captioner, captions = BaseCaptioner(base), []
     for start in tqdm(range(0, count, BATCH), desc="base captions", unit="batch", disable=None, leave=False):
-        captions += caption(base, features.clip_embedding[start : start + BATCH].float())
+        captions += captioner.caption(features.clip_embedding[start : start + BATCH].float().to(base.clip_device))
     with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for row, text in enumerate(captions):
             file.write(json.dumps({"row": row, "caption": text}, ensure_ascii=False) + "\n")

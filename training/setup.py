@@ -84,13 +84,14 @@ def caption_first(model, several, options, device, say):
 
     from accelerate.state import PartialState
 
+    from models.base_captioner import BaseCaptioner
     from training.base_captions import base_captions, digest_of, load_base_model
 
     base = load_base_model(options.base_checkpoint, several[0][0], device)
-    digest = digest_of(base.read_from)
+    digest = digest_of(base.origin.path)
     with PartialState().main_process_first():
         found = [features and base_captions(base, digest, features, path, say) for features, path in several]
-    model.base_model = base.to("cpu")
+    model.base_captioner = BaseCaptioner(base.to("cpu"))
     model.config.base = asdict(base.config) | {"path": str(options.base_checkpoint), "digest": digest}
     return found
 

@@ -39,7 +39,8 @@ def take_weights(model, path, options, say):
 
     options: .gpt2_type and .init_parts. Raises UserError explaining a mapping, width or language model that does not fit.
     """
-    from models.checkpoints import load_state, open_checkpoint
+    from models.checkpoints import open_checkpoint
+    from models.state_dicts import fill_captioner
 
     found = open_checkpoint(path, options.gpt2_type)
     parts = PARTS[options.init_parts]
@@ -58,7 +59,7 @@ def take_weights(model, path, options, say):
         say(f"note: {path} was trained on {was} embeddings, this run is on {now} ones (--normalize_prefix)")
     if found.config.decoding_style == "clipxgpt":
         say("note: CLIPxGPT's weights saw positions twice; from here on they are added once, and the run has to make up for it")
-    filled = load_state(model, found, parts)
+    filled = fill_captioner(model, found, parts)
     what = {"all": "mapper and language model" if holds_gpt else "mapper", "gpt": "language model", "mapper": "mapper"}[options.init_parts]
     say(f"starting from {path}: {what} taken ({found.kind})")
     say(f"  taken: {_count_groups(model, filled, parts)}")
@@ -97,7 +98,7 @@ def _language_model_faults(model, found):
     table = "gpt.transformer.wte.weight"
     blocks = [len({name.split(".")[3] for name in names if name.startswith("gpt.transformer.h.")}) for names in (theirs, own)]
     if table not in own or table not in theirs or (own[table] == theirs[table] and blocks[0] == blocks[1]):
-        return []  # load_state names what else may not fit
+        return []  # fill_captioner names what else may not fit
     shapes = [f"{names[table][1]} wide, {count} blocks, {names[table][0]:,} tokens" for names, count in zip((theirs, own), blocks)]
     advice = f"give --gpt2_type {found.config.gpt2_type}, or --init_parts mapper"
     return [f"its language model is {shapes[0]}; this run's {model.config.gpt2_type} is {shapes[1]}: {advice}"]

@@ -13,7 +13,7 @@ class Mapper:
     """An entry of MAPPERS."""
 
     build: str  # "module:function"; the function takes a CaptionConfig and the language model's width E, and returns an nn.Module
-    help: str  # completes the sentence "the mapper is …" in --help
+    help: str  # completes the sentence "the mapper is ..." in --help
     shaped_by: tuple = ("prefix_length",)  # fields of CaptionConfig that shape its weights, besides clip_width
     takes_several: bool = False  # whether it reads several embeddings per image, [B, L, D]
 

@@ -12,8 +12,8 @@ FEED_FORWARD_RATIO = 4  # as published by CLIPxGPT
 class EncoderMapper(nn.Module):
     """torch's own transformer encoder (post-norm, ReLU) over the embedding, then one Linear: CLIPxGPT's mapper.
 
-    An embedding is a sequence of one, alone in its attention. Drawn as published: Kaiming normal weights, biases 0.
-    clip_embedding: [B, D] → [B, E·P].
+    An embedding is a sequence of length one. Initialised as published: Kaiming normal weights, biases 0.
+    It maps clip_embedding [B, D] to [B, E · P].
     """
 
     def __init__(self, clip_width, prefix_width, num_layers, heads, dropout):
@@ -27,7 +27,7 @@ class EncoderMapper(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, clip_embedding):
-        return self.mapper(self.transformer_encoder(clip_embedding[:, None])[:, 0])
+        return self.mapper(self.transformer_encoder(clip_embedding[:, None])[:, 0])  # [B, E · P]
 
 
 def build_encoder(config, width):

@@ -7,10 +7,7 @@ from torch import nn
 
 
 class MLP(nn.Module):
-    """Linear → Tanh → Linear, with biases: D → E·P/2 → E·P.
-
-    clip_embedding: [B, D] → [B, E·P].
-    """
+    """Linear, Tanh, Linear, with biases, of widths D, E · P / 2 and E · P. It maps clip_embedding [B, D] to [B, E · P]."""
 
     def __init__(self, clip_width, prefix_width):
         super().__init__()
@@ -27,5 +24,5 @@ def build_mlp(config, width):
 
 
 def build_linear(config, width):
-    """Build the single linear layer D → E·P that the published predict.py uses above ten prefix tokens (UPSTREAM 0)."""
+    """Build the single linear layer from D to E · P that the published predict.py uses above ten prefix tokens (UPSTREAM 0)."""
     return nn.Linear(config.clip_width, width * config.prefix_length)

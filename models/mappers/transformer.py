@@ -23,18 +23,18 @@ class MapperAttention(nn.Module):
         self.project = nn.Linear(width, width)
 
     def forward(self, x, mask=None):
-        """x: [B, length, E]; mask: [B, 1, 1, length] bool, true where a vector may be attended to → [B, length, E]."""
+        """Attend over x [B, length, E]; mask is bool [B, 1, 1, length], true where a vector may be attended to."""
         batch, length, width = x.shape
-        keys, values = self.to_keys_values(x).chunk(2, dim=-1)  # the first E outputs are the keys
+        keys, values = self.to_keys_values(x).chunk(2, dim=-1)  # each [B, length, E]; keys come first
         queries, keys, values = (
             t.view(batch, length, self.heads, width // self.heads).transpose(1, 2) for t in (self.to_queries(x), keys, values)
         )  # each [B, heads, K + P, E / heads]
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)  # [B, heads, length, E / heads]
         return self.project(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
 class MapperMLP(nn.Module):
-    """The feed-forward half of a mapper layer: E → 2E → E with ReLU."""
+    """The feed-forward half of a mapper layer: from E to 2 E to E, with ReLU."""
 
     def __init__(self, width, hidden):
         super().__init__()
@@ -74,10 +74,10 @@ class MapperLayers(nn.Module):
 
 
 class TransformerMapper(nn.Module):
-    """The embedding expanded to K vectors, P learned constants behind it, `num_layers` blocks; the last P outputs are the prefix.
+    """A transformer over the embedding, expanded to K vectors, and P learned constants; its last P outputs are the prefix.
 
-    clip_embedding: [B, D] → [B, P, E]. With embeddings_per_image L > 1 the image's own vectors take the place of the expansion, each
-    brought to width E: [B, L, D] → [B, P, E]; a vector of zeros means "no vector here" and is not attended to.
+    It maps clip_embedding [B, D] to [B, P, E]. With several embeddings per image, [B, L, D], each of them is projected to width E in place
+    of the expansion. A vector of zeros means "no vector here" and is not attended to.
     """
 
     def __init__(self, clip_width, width, prefix_length, clip_length, num_layers, embeddings_per_image=1):
