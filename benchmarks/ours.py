@@ -1,6 +1,7 @@
 """Our side of the benchmark: the calls that parse_coco.py, train.py and predict.py make, wrapped for timing."""
 
 import contextlib
+import dataclasses
 import io
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from benchmarks.published import LEARNING_RATE, PAD
 from features.extract import Record, extract
 from models.decoding import generate
-from training.batches import packed_steps, settle_row_slots
+from training.batches import choose_row_slots, packed_steps
 from training.data import CaptionData
 from training.optimizer import build_optimizer
 
@@ -20,8 +21,8 @@ class Training:
         """Prepare the step. captions: work.CaptionSet; "!" is ignored in the loss, as on the published side; bs: captions per step."""
         self.model = model
         self.device = next(model.parameters()).device
-        self.data = CaptionData(captions, captions.tokens, captions.caption_rows, model.config.prefix_length, PAD)
-        self.data.row_slots = settle_row_slots(None, self.data, bs, "images", self.device.type)
+        data = CaptionData(captions, captions.tokens, captions.caption_rows, model.config.prefix_length, PAD)
+        self.data = dataclasses.replace(data, row_slots=choose_row_slots(data, bs, "images", self.device.type))
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(trained, LEARNING_RATE, fused=True)
         model.train()

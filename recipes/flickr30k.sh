@@ -23,7 +23,7 @@ FEATURES=data/flickr30k/oscar_split_hf_openai_clip-vit-base-patch32
 python check.py ${FEATURES}_{train,val,test}.pkl || [ -n "${GO_ON:-}" ] # stops at a problem; GO_ON=1 goes on in spite of it
 
 python train.py --data ${FEATURES}_train.pkl --val_data ${FEATURES}_val.pkl --out_dir $OUT --tune ends \
-  --mapping_type encoder --num_layers 6 --mapper_heads 16 --mapper_dropout 0.1 --prefix_length 4 \
+  --mapping_type encoder --num_layers 6 --prefix_length 4 \
   --epochs 150 --bs 64 --lr 9e-6 --warmup_ratio 0.33 --clip_grad 1.3 --keep_last 3 --resume $SMOKE
 
 python evaluate.py --data ${FEATURES}_test.pkl --checkpoint $OUT/coco_prefix_best.pt --decoding greedy --entry_length 40 \

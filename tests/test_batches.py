@@ -10,7 +10,7 @@ import tiny
 import train
 from features.packing import Tokens
 from training import batches
-from training.batches import packed_steps, settle_row_slots
+from training.batches import choose_row_slots, packed_steps
 from training.data import CaptionData
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,11 +66,10 @@ def test_what_goes_wrong_in_the_thread_is_raised_in_the_loop():
         list(steps)
 
 
-def test_rows_are_of_one_length_on_a_gpu_alone_unless_asked():
+def test_rows_are_of_one_length_on_a_gpu_only():
     data = caption_data()
-    assert settle_row_slots(None, data, 10, "images", "cpu") is None
-    assert settle_row_slots(None, data, 10, "images", "cuda") == 256
-    assert [settle_row_slots(48, data, 10, "images", device) for device in ("cpu", "cuda")] == [48, 48]
+    assert choose_row_slots(data, 10, "images", "cpu") is None
+    assert choose_row_slots(data, 10, "images", "cuda") == 256
 
 
 def test_the_length_that_wastes_least_is_taken():
@@ -79,7 +78,7 @@ def test_the_length_that_wastes_least_is_taken():
     tokens = Tokens(np.ones(lengths.sum(), np.int32), np.concatenate([[0], np.cumsum(lengths)]))
     features = type("Features", (), {"clip_embedding": torch.zeros(12, 2)})
     data = CaptionData(features, tokens, np.arange(60) // 5, 5)
-    assert settle_row_slots(None, data, 60, "images", "cuda") == 512
+    assert choose_row_slots(data, 60, "images", "cuda") == 512
 
 
 def test_train_learns_the_same_in_rows_of_one_length_packed_ahead(workdir, tiny_gpt2, monkeypatch):
@@ -92,6 +91,9 @@ def test_train_learns_the_same_in_rows_of_one_length_packed_ahead(workdir, tiny_
 
     plain = weights("plain")
     monkeypatch.setattr(batches, "PACKED_AHEAD", {"cpu": 3})
-    ahead, fixed = weights("ahead", "--row_tokens", "32"), weights("chosen")
+    chosen = weights("chosen")
+    monkeypatch.setattr(batches, "ROW_SLOTS", (32,))
+    short = weights("short")
     for name, tensor in plain.items():
-        assert torch.allclose(ahead[name], tensor, atol=1e-5) and torch.allclose(fixed[name], tensor, atol=1e-5), name
+        torch.testing.assert_close(chosen[name], tensor, rtol=0, atol=1e-5, msg=name)
+        torch.testing.assert_close(short[name], tensor, rtol=0, atol=1e-5, msg=name)

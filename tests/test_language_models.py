@@ -1,5 +1,7 @@
 """Any causal language model: packed or not, cached or not, the same losses and captions; names, folders and tokenizers."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -61,13 +63,14 @@ def plain_loss(model, data, numbers):
 
 @pytest.mark.parametrize("family", (*PACKED, *UNPACKED))
 def test_losses_and_gradients_equal_those_of_one_caption_at_a_time(language_models, family):
-    from training.probe import takes_packed_rows
+    from training.batches import takes_packed_rows
 
     model = build(language_models / family)
     data = caption_data(model)
     said = []
-    data.packed = takes_packed_rows(model, data, 40, said.append)
-    assert data.packed == (family in PACKED) and bool(said) != data.packed
+    data = dataclasses.replace(data, packed=takes_packed_rows(model, data, 40, said.append))
+    assert data.packed == (family in PACKED)
+    assert bool(said) != data.packed
     numbers = [0, 3, 5, 6, 9, 23]
     found, expected = model(data.pack(numbers)), plain_loss(model, data, numbers)
     tokens = sum(len(data.tokens[number]) for number in numbers)
@@ -83,14 +86,14 @@ def test_losses_and_gradients_equal_those_of_one_caption_at_a_time(language_mode
 
 def test_the_probe_looks_as_far_as_rows_are_long(language_models):
     """GPT-Neo's local window counts slots, not positions: wrong only in rows longer than the window."""
-    from training.probe import takes_packed_rows
+    from training.batches import takes_packed_rows
 
     model = build(language_models / "gpt_neo")
     short = caption_data(model, captions_an_image=1, images=1)
     assert takes_packed_rows(model, short, 40, print)
     said = []
     assert not takes_packed_rows(model, caption_data(model), 40, said.append)
-    assert "GPTNeoForCausalLM does not take packed rows" in said[0] and "one caption a row" in said[0]
+    assert "GPTNeoForCausalLM does not take packed rows" in said[0] and "one caption per row" in said[0]
 
 
 @pytest.mark.parametrize("family", (*PACKED, *UNPACKED))
@@ -135,12 +138,12 @@ def test_beams_found_with_a_cache_have_the_scores_of_a_whole_forward_pass(langua
 
 def test_a_sliding_window_shorter_than_a_caption_is_kept(language_models, tmp_path):
     """A mask of packed rows would set the window aside: such a model is trained unpacked."""
-    from training.probe import takes_packed_rows
+    from training.batches import takes_packed_rows
 
     tiny.FAMILIES["mistral"] = {"sliding_window": 6}
     model = build(tiny.save_language_model(tmp_path / "mistral", "mistral"))
     data = caption_data(model)
-    data.packed = takes_packed_rows(model, data, 40, print)
+    data = dataclasses.replace(data, packed=takes_packed_rows(model, data, 40, print))
     assert not data.packed
     assert model(data.pack([0, 1])).item() == pytest.approx(plain_loss(model, data, [0, 1]).item(), rel=1e-5)
 

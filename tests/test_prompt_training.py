@@ -13,6 +13,7 @@ import tiny
 import train
 from features.prompts import tokenize_prompted
 from features.store import load_features
+from interrupted import dies_at_save
 from models.captioner import ClipCaptionModel, fill_prompt
 from models.checkpoints import load_checkpoint
 from models.config import CaptionConfig
@@ -101,7 +102,7 @@ def test_long_captions_lose_their_end_and_a_prompt_without_room_is_named():
 
 
 def test_the_probe_sees_packed_prompts_as_plain_ones():
-    from training.probe import takes_packed_rows
+    from training.batches import takes_packed_rows
 
     rows = [row for row in range(4) for _ in range(3)]
     texts = [(" two", "a cat.", "dogs")[n % 3] for n in range(12)]
@@ -188,21 +189,10 @@ def test_a_prompt_without_base_needs_no_base_model(data, tiny_gpt2):
     assert model.base_captioner is None and model.config.prompt == "Say: " and not list(data.glob("*.jsonl"))
 
 
-def test_a_prompted_run_resumes_bit_by_bit(data, tiny_gpt2, monkeypatch):
-    import training.state
-
+def test_a_prompted_run_resumes_bit_by_bit(data, tiny_gpt2):
     words = [*PROMPTED, "--epochs", 2, "--save_steps", 1]
     run(tiny_gpt2, *words, "--prefix", "whole")
-    saved, calls = training.state.save_state, []
-
-    def save_then_die(*arguments):
-        saved(*arguments)
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(training.state, "save_state", save_then_die)
+    with dies_at_save(2), pytest.raises(SystemExit):
         run(tiny_gpt2, *words, "--prefix", "halves")
     run(tiny_gpt2, *words, "--prefix", "halves", "--resume")
     one, two = (torch.load(f"out/{name}-001.pt", weights_only=True) for name in ("whole", "halves"))

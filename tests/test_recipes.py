@@ -128,7 +128,7 @@ def test_a_recipe_runs_to_its_end(bash, tree, name):
         "coco_mlp": {"mapping_type": "mlp", "tune": "full", "prefix_length": 10, "encoder": "ViT-B/32"},
         "coco_transformer": {"mapping_type": "transformer", "tune": "mapper", "clip_length": 40, "normalize_prefix": True},
         "tini_tiny": {"encoder": "tinyvit", "gpt2_type": "distilgpt2", "tune": "full", "num_layers": 8, "prefix_length": 40},
-        "flickr30k": {"mapping_type": "encoder", "tune": "ends", "prefix_length": 4, "num_layers": 6, "mapper_heads": 16},
+        "flickr30k": {"mapping_type": "encoder", "tune": "ends", "prefix_length": 4, "num_layers": 6},
         "instagram_lora": {"tune": "lora", "lora": {"rank": 16, "alpha": 16.0, "dropout": 0.1, "targets": ["c_attn", "c_proj", "c_fc"]}},
         "instagram_head": {"tune": "head", "freeze_mapper": True},
         "instagram_prompt": {"prompt": " is a picture of {base} and a social media post would caption it "},

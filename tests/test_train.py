@@ -9,6 +9,7 @@ from PIL import Image
 
 import tiny
 import train
+from interrupted import dies_at_save
 from training.optimizer import learning_rate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -69,25 +70,13 @@ def test_frozen_checkpoints_hold_the_mapper_only(data, tiny_gpt2):
 
 
 @pytest.mark.parametrize("sampling", ["images", "captions"])
-def test_a_resumed_run_ends_in_the_same_weights(data, tiny_gpt2, sampling, monkeypatch):
+def test_a_resumed_run_ends_in_the_same_weights(data, tiny_gpt2, sampling):
     """Dropout on, stopped in the middle of the second epoch, at a resume point and beyond it."""
-    import training.state
-
     run(tiny_gpt2, "--epochs", 3, "--prefix", "whole", "--sampling", sampling)
 
-    saved = training.state.save_state
-    calls = []
-
-    def save_then_die(*arguments):
-        saved(*arguments)
-        calls.append(arguments[3])
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(training.state, "save_state", save_then_die)
+    with dies_at_save(4) as steps, pytest.raises(SystemExit):
         run(tiny_gpt2, "--epochs", 3, "--prefix", "halves", "--sampling", sampling, "--save_steps", 2)
-    assert calls == [2, 4, 5, 6]
+    assert steps == [2, 4, 5, 6]
     run(tiny_gpt2, "--epochs", 3, "--prefix", "halves", "--sampling", sampling, "--save_steps", 2, "--resume")
     assert_equal_states(state_of("out/whole-002.pt"), state_of("out/halves-002.pt"))
     steps = [json.loads(line)["step"] for line in open("out/halves_metrics.jsonl")]
@@ -107,9 +96,9 @@ def test_resuming_a_finished_run_changes_nothing(finished, tiny_gpt2, capsys):
     assert before == {path: path.read_bytes() for path in finished.parent.joinpath("out").rglob("*") if path.is_file()}
 
 
-def test_resuming_nothing_starts_anew_and_says_so(data, tiny_gpt2, capsys):
+def test_resuming_nothing_starts_from_scratch_and_says_so(data, tiny_gpt2, capsys):
     run(tiny_gpt2, "--epochs", 1, "--resume")
-    assert "starting anew" in capsys.readouterr().out
+    assert "starting from scratch" in capsys.readouterr().out
 
 
 def test_resuming_with_other_options_names_them(finished, tiny_gpt2, capsys):
@@ -125,7 +114,7 @@ def test_two_runs_with_one_seed_are_equal_and_with_two_are_not(data, tiny_gpt2):
     assert a == b != c
 
 
-def test_init_from_goes_on_from_a_checkpoint(finished, tiny_gpt2, capsys):
+def test_init_from_starts_from_a_checkpoint(finished, tiny_gpt2, capsys):
     run(tiny_gpt2, "--max_steps", 0, "--prefix", "copy", "--init_from", "out/coco_prefix-000.pt", "--seed", 9)
     assert "mapper and language model taken" in capsys.readouterr().out
     assert_equal_states(state_of("out/coco_prefix-000.pt"), state_of("out/copy-000.pt"))

@@ -107,7 +107,7 @@ def test_gradient_checkpointing_runs_each_block_again_and_changes_no_bit(data, l
 
 
 def test_rates_and_decay_fall_where_they_should(language_models):
-    from training.optimizer import parameter_groups, settle_warmup
+    from training.optimizer import parameter_groups
 
     model = build(language_models / "gpt2", "full")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -118,7 +118,6 @@ def test_rates_and_decay_fall_where_they_should(language_models):
             name = names[id(parameter)]
             assert group["peak"] == (1e-4 if name.startswith("clip_project") else 1e-3)
             assert group["weight_decay"] == (0.0 if name.endswith("bias") or ".ln_" in name else 0.1), name
-    assert settle_warmup(5000, None, 100) == 5000 and settle_warmup(5000, 0.1, 100) == 10
 
 
 def test_the_warm_up_may_be_a_share_of_the_run(data, language_models):
@@ -160,7 +159,7 @@ def test_activations_are_counted_as_they_are_kept(language_models, data):
     import argparse
 
     from training.data import load_data, tokenize_data
-    from training.memory import count_activations
+    from training.setup import count_activations
 
     model = build(language_models / "gpt2", "mapper")
     options = argparse.Namespace(stop_token=None, prefix_length=4, cut_captions=False, ignore_index=None, bs=6, accumulate=1)
@@ -207,7 +206,7 @@ def test_absent_vectors_change_nothing_and_present_ones_do(language_models, norm
 
 @pytest.mark.parametrize("mapping_type", ["mlp", "linear"])
 def test_a_mapper_of_one_vector_refuses_several(language_models, mapping_type):
-    with pytest.raises(ValueError, match="hold 3 embeddings an image.*take --mapping_type transformer"):
+    with pytest.raises(ValueError, match="hold 3 embeddings per image.*take --mapping_type transformer"):
         build(language_models / "gpt2", "mapper", mapping_type=mapping_type, embeddings_per_image=3)
 
 

@@ -8,6 +8,7 @@ import torch
 
 import tiny
 import train
+from interrupted import dies_at_save
 from models.captioner import ClipCaptionModel
 from models.checkpoints import load_checkpoint
 from models.config import CaptionConfig
@@ -102,7 +103,7 @@ def test_exactly_the_named_tensors_change_and_loading_gives_the_same_captions(da
     assert json.loads(open("out/coco_prefix.json").read())["model"]["tune"] == tune
     embeddings = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
     expected = generate(model, embeddings, entry_length=6)
-    loaded = accelerate_model(load_checkpoint("out/coco_prefix-000.pt"))  # as train.py has it
+    loaded = accelerate_model(load_checkpoint("out/coco_prefix-000.pt"))  # as the trained one is
     assert generate(loaded, embeddings, entry_length=6) == expected
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
@@ -124,21 +125,10 @@ def test_a_full_lora_checkpoint_is_merged_and_has_published_names(data, language
 
 
 @pytest.mark.parametrize("tune", ["ends", "head", "lora"])
-def test_a_resumed_run_ends_in_the_same_bits(data, language_models, tune, monkeypatch):
-    import training.state
-
+def test_a_resumed_run_ends_in_the_same_bits(data, language_models, tune):
     words = ["--tune", tune, "--epochs", 2, "--save_steps", 1, "--weight_decay", 0.01, "--mapper_lr", "1e-4", "--clip_grad", 1]
     run(language_models / "gpt2", *words, "--prefix", "whole")
-    saved, calls = training.state.save_state, []
-
-    def save_then_die(*arguments):
-        saved(*arguments)
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(training.state, "save_state", save_then_die)
+    with dies_at_save(2), pytest.raises(SystemExit):
         run(language_models / "gpt2", *words, "--prefix", "halves")
     run(language_models / "gpt2", *words, "--prefix", "halves", "--resume")
     one, two = weights("out/whole-001.pt"), weights("out/halves-001.pt")
@@ -190,7 +180,7 @@ def test_a_start_from_another_language_model_is_saved_whole(data, language_model
     (["--only_prefix", "--tune", "lora"], "--only_prefix is --tune mapper"),
     (["--tune", "mapper", "--freeze_mapper"], "leaves nothing to train"),
     (["--lora_rank", "4"], "--lora_rank without --tune lora"),
-    (["--tune", "lora", "--lora_rank", "0"], "--lora_rank 0"),
+    (["--tune", "lora", "--lora_rank", "0"], "--lora_rank is 0; expected at least 1"),
     (["--tune", "lora", "--lora_targets", "q_proj,c_attn"], "no layer q_proj"),
     (["--tune", "some"], "invalid choice: 'some'"),
     (["--warmup_ratio", "0.1", "--warmup_steps=5"], "give one"),

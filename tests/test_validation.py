@@ -9,7 +9,8 @@ import torch
 
 import tiny
 import train
-from training.validate import BestSoFar, find_collapse, other_images
+from training.state import BestSoFar
+from training.validate import find_collapse, other_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CAPTIONS = [[f"a picture of {thing} number {i}" for i in range(2)] for thing in ["dogs", "cats", "cars", "boats"] * 2]
@@ -53,7 +54,7 @@ def test_every_figure_is_written_and_samples_are_shown(data, tiny_gpt2, capsys):
     assert all(set(line) - {"step", "epoch", "val_collapse"} == FIGURES for line in lines)
     assert {line["step"] for line in samples} == {3, 6, 8} and len(samples) == 12
     assert {"image_id", "reference", "caption", "cider"} < set(samples[0]) and samples[0]["reference"] == CAPTIONS[0][0]
-    assert "plain tokeniser" in said and "step 3: validation loss" in said and "grounding gap" in said and CAPTIONS[1][0] in said
+    assert "plain tokenizer" in said and "step 3: validation loss" in said and "grounding gap" in said and CAPTIONS[1][0] in said
 
 
 def test_training_never_notices_validation(data, tiny_gpt2):

@@ -1,1 +1,1 @@
-"""What train.py is made of: options, optimiser and schedule, resume state, the run's log."""
+"""What train.py is made of: options, data, set-up, batches, optimizer, state of a run, its log, validation."""

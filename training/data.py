@@ -1,45 +1,69 @@
-"""What a run learns from: feature files read, joined and tokenised."""
+"""What a run learns from: feature files read, joined and tokenized, and base captions for prompts."""
 
 import dataclasses
+import hashlib
+import json
 import os
 from pathlib import Path
 
-from common import UserError
+from common import UserError, replace_file
+
+DECODED_TOGETHER = 32  # images
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class CaptionData:
     """A data set as the loop uses it."""
 
-    features: object  # features.store.Features, one row an image
+    features: object  # features.store.Features, one row per image
     tokens: object  # features.packing.Tokens of its captions
-    caption_rows: object  # int64 [C], the row of each caption
+    caption_rows: object  # [C] int64, the row of each caption
     prefix_length: int  # P
     ignore_index: int | None = None  # a token left out of the loss
     packed: bool = True  # whether captions share rows and prefixes
-    prompts: object = None  # features.packing.Tokens between prefix and caption, one a row of the features
-    row_slots: int | None = None  # slots of every row; None: as each batch fits best
+    prompts: object = None  # features.packing.Tokens between prefix and caption, one per row of the features
+    row_slots: int | None = None  # tokens of every row; None: each batch as it fits best
 
     def pack(self, numbers, **layout):
-        """Lay these captions out in a batch, with the embeddings of their images → features.packing.PackedBatch."""
+        """Lay captions out in a batch with the embeddings of their images.
+
+        Args:
+            numbers: [n] int, captions.
+            layout: arguments of features.packing.pack_captions that replace the data's own.
+
+        Returns:
+            features.packing.PackedBatch
+        """
         from features.packing import pack_captions
 
         own = {"packed": self.packed, "ignore_index": self.ignore_index, "prompts": self.prompts, "row_slots": self.row_slots}
         batch = pack_captions(numbers, self.tokens, self.caption_rows, self.prefix_length, **own | layout)
-        batch.clip_embedding = self.features.clip_embedding[batch.image_rows].float()
-        return batch
+        return dataclasses.replace(batch, clip_embedding=self.features.clip_embedding[batch.image_rows].float())
+
+    def laid_out(self, plan):
+        """Return the same data with batches laid out as a training.batches.Plan says."""
+        return dataclasses.replace(self, packed=plan.packed, row_slots=plan.row_slots)
 
     def name_captions(self, numbers):
-        """A few captions by image_id and text, for messages."""
+        """Name a few captions by image_id and text, for messages."""
         shown = [self.features.captions[int(number)] for number in numbers[:5]]
         more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
         return "; ".join(f"{caption['image_id']}: {caption['caption'].strip()[:60]!r}" for caption in shown) + more
 
 
 def load_data(paths, is_rn, say):
-    """Read and join feature files, leave empty captions out → Features whose captions share a row an image.
+    """Read and join feature files, and drop empty captions.
 
-    Raises UserError when files do not fit one another, when --is_rn does not fit them, or when no caption is left.
+    Args:
+        paths: list of str, feature files or folders of one encoder.
+        is_rn: whether the embeddings must be 640 wide.
+        say: function that prints a line.
+
+    Returns:
+        Features whose captions share one row per image.
+
+    Raises:
+        UserError: files do not fit one another or --is_rn, or no caption is left.
     """
     from features.store import drop_empty_captions, group_by_image, join_features, load_features
 
@@ -54,23 +78,48 @@ def load_data(paths, is_rn, say):
     return features
 
 
-def load_validation_data(paths, trained_on, options, say):
-    """Read the --val_data files → Features. Raises UserError when they are of another encoder than the training data."""
-    features = load_data(paths, False, say)
+def load_validation_data(options, trained_on, say):
+    """Read the --val_data files.
+
+    Args:
+        options: options of train.py.
+        trained_on: Features of the training data.
+        say: function that prints a line.
+
+    Returns:
+        Features; None without --val_data.
+
+    Raises:
+        UserError: they are of another encoder than the training data.
+    """
+    if not options.val_data:
+        return None
+    features = load_data(options.val_data, False, say)
     ours, theirs = trained_on.meta.get("encoder"), features.meta.get("encoder")
     if features.width != trained_on.width or (ours and theirs and ours != theirs):
         raise UserError(
-            f"{paths[0]} holds {features.width}-wide embeddings ({theirs}); {options.data[0]} holds {trained_on.width} ({ours}). "
-            f"Parse the validation pictures with the encoder of the training data."
+            f"{options.val_data[0]} holds {features.width}-wide embeddings ({theirs}); {options.data[0]} holds {trained_on.width} "
+            f"({ours}). Parse the validation pictures with the encoder of the training data."
         )
     return features
 
 
 def tokenize_data(features, model, options, say, path, base_captions=None):
-    """Tokenise the captions, with the end-of-text token as last target where captions stop there → CaptionData.
+    """Tokenize the captions, with the end-of-text token as last target where captions stop there.
 
-    path: the (first) file of the features, beside which the tokens of a large data set are kept;
-    base_captions: a text for each row of the features, which takes the place of {base} in --prompt.
+    Args:
+        features: Features.
+        model: ClipCaptionModel with its tokenizer.
+        options: options of train.py.
+        say: function that prints a line.
+        path: the (first) file of the features; the tokens of a large data set are kept beside it.
+        base_captions: a text for each row of the features, which takes the place of {base} in --prompt.
+
+    Returns:
+        CaptionData
+
+    Raises:
+        UserError: the prompt leaves no room, or tokenizer and language model do not belong together.
     """
     from features.packing import cut_captions, published_length
     from features.prompts import tokenize_prompted
@@ -103,3 +152,74 @@ def tokenize_data(features, model, options, say, path, base_captions=None):
     if tokens.cut:
         say(f"{tokens.cut:,} of {len(tokens):,} captions cut to {tokens.lengths.max()} tokens")
     return CaptionData(features, tokens, features.caption_rows, options.prefix_length, options.ignore_index, prompts=prompts)
+
+
+def file_digest(path):
+    """Return a short digest of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def load_base_captioner(path, features, device):
+    """Load the checkpoint that captions the images first.
+
+    Returns:
+        ClipCaptionModel in eval mode.
+
+    Raises:
+        UserError: it cannot be read, is of another width than the features, or is itself a prompted model.
+    """
+    from models.checkpoints import load_checkpoint
+
+    base = load_checkpoint(path, device=device)
+    width, encoder = features.width, features.meta.get("encoder")
+    if base.config.clip_width != width:
+        raise UserError(
+            f"--base_checkpoint {path} wants {base.config.clip_width}-wide embeddings ({base.config.encoder}); the data holds {width} "
+            f"({encoder}). Take a base of the data's encoder."
+        )
+    if base.config.prompt is not None:
+        raise UserError(f"--base_checkpoint {path} is itself a prompted model. Take the one it stands on.")
+    return base
+
+
+def caption_with_base(base, base_digest, features, data_path, say):
+    """Caption every row of the features by the base captioner, as prediction does too.
+
+    The captions are kept in {data}.base-{key}.jsonl beside the first data file, where `key` is of the features' content and the base
+    checkpoint's. A second run reads them from there.
+
+    Args:
+        base: BaseCaptioner.
+        base_digest: digest of its checkpoint file.
+        features: Features.
+        data_path: the first file of the features.
+        say: function that prints a line.
+
+    Returns:
+        List of str, one per row.
+    """
+    from tqdm import tqdm
+
+    key = hashlib.blake2b(f"{features.digest()} {base_digest}".encode(), digest_size=8).hexdigest()
+    data_path = Path(data_path)
+    path = data_path.with_name(f"{data_path.stem}.base-{key}.jsonl")
+    count = len(features.clip_embedding)
+    if path.exists():
+        try:
+            rows = [json.loads(line)["caption"] for line in path.read_text(encoding="utf-8").splitlines()]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}). Remove it; it will be made again.") from error
+        if len(rows) != count:
+            raise UserError(f"{path} holds {len(rows)} captions; expected {count}. Remove it; it will be made again.")
+        say(f"base captions read from {path}")
+        return rows
+    captions = []
+    for start in tqdm(range(0, count, DECODED_TOGETHER), desc="base captions", unit="batch", disable=None, leave=False):
+        embeddings = features.clip_embedding[start : start + DECODED_TOGETHER].float()
+        captions += base.caption(embeddings.to(base.model.clip_device))
+    with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for row, text in enumerate(captions):
+            file.write(json.dumps({"row": row, "caption": text}, ensure_ascii=False) + "\n")
+    say(f"base captions of {count:,} images written to {path}")
+    return captions

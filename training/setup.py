@@ -1,22 +1,35 @@
-"""The model a run trains, and what is said and written about the run before it begins."""
+"""The model a run trains, the memory it will take, and what is printed and written about the run before it begins."""
 
+import dataclasses
 import shlex
 import sys
 
 from common import UserError
-from training.start import choose_start, take_weights
+from training.data import caption_with_base, file_digest, load_base_captioner, tokenize_data
+from training.start import take_weights
+
+FLOAT32 = 4  # bytes; weights, gradients and AdamW's two averages are float32 whatever the precision
 
 
-def build_model(options, features, say):
-    """Load the language model, put a fresh mapper before it, and take weights from --init_from → ClipCaptionModel.
+def build_model(options, features, start, say):
+    """Load the language model, put a fresh mapper before it, and take weights from `start`.
 
-    Raises UserError when the language model or the checkpoint cannot be had, or does not fit the options.
+    Args:
+        options: options of train.py.
+        features: Features of the training data.
+        start: checkpoint to start from, or None.
+        say: function that prints a line.
+
+    Returns:
+        ClipCaptionModel, and whether checkpoints must hold its language model although it is frozen.
+
+    Raises:
+        UserError: language model or checkpoint cannot be read, or do not fit the options.
     """
     import torch
 
     from models.captioner import ClipCaptionModel, position_count, stop_token_id
-    from models.config import CaptionConfig
-    from models.tuning import default_targets, kept_names, mark_trained
+    from models.tuning import kept_names, mark_trained
     from models.weights import load_language_model, load_tokenizer
 
     encoder = features.meta.get("encoder")
@@ -30,20 +43,39 @@ def build_model(options, features, say):
         raise UserError(f"{found}: {gpt2_type} has {positions} positions. Take a shorter one.")
     if options.gpt2_dropout is not None:
         set_dropout(gpt, options.gpt2_dropout)
-    # Features stored normalised train a mapper that pictures, which the encoder gives unnormalised, must reach normalised too.
-    stored_normalized = bool(features.meta.get("normalized"))
-    if stored_normalized and not options.normalize_prefix:
+    if features.meta.get("normalized") and not options.normalize_prefix:
         say("the features are stored normalised: --normalize_prefix is on")
+    torch.manual_seed(options.seed)
+    try:
+        model = ClipCaptionModel(_describe_model(options, features, gpt, gpt2_type), gpt, tokenizer)
+        stop_token_id(tokenizer, options.stop_token)
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
+    if start is None:
+        return model, False
+    filled = take_weights(model, start, options, say)
+    mark_trained(model)
+    needs_all = not filled <= kept_names(model)
+    if needs_all and not options.save_full:
+        say(f"checkpoints will hold its language model too, since {gpt2_type} is another (--save_full)")
+    return model, needs_all
+
+
+def _describe_model(options, features, gpt, gpt2_type):
+    """Return the CaptionConfig of a run."""
+    from models.config import CaptionConfig
+    from models.tuning import default_targets
+
     lora = options.lora and {**options.lora, "targets": options.lora["targets"] or default_targets(gpt)}
-    vectors = features.clip_embedding.shape[1] if features.clip_embedding.ndim == 3 else 1
-    config = CaptionConfig(
-        encoder=encoder,
-        clip_width=features.clip_embedding.shape[-1],
+    return CaptionConfig(
+        encoder=features.meta.get("encoder"),
+        clip_width=features.width,
         prefix_length=options.prefix_length,
         clip_length=options.prefix_length_clip,
         mapping_type=options.mapping_type,
         num_layers=options.num_layers,
-        normalize_prefix=options.normalize_prefix or stored_normalized,
+        # Features stored normalised train a mapper that must get pictures, which the encoder gives unnormalised, normalised too.
+        normalize_prefix=options.normalize_prefix or bool(features.meta.get("normalized")),
         gpt2_type=gpt2_type,
         gpt_config=gpt.config.to_diff_dict(),
         stop_token=options.stop_token,
@@ -52,48 +84,9 @@ def build_model(options, features, say):
         tune=options.tune,
         lora=lora,
         freeze_mapper=options.freeze_mapper,
-        embeddings_per_image=vectors,
+        embeddings_per_image=features.embeddings_per_image,
         prompt=options.prompt,
-        mapper_heads=options.mapper_heads,
-        mapper_dropout=options.mapper_dropout,
     )
-    torch.manual_seed(options.seed)
-    try:
-        model = ClipCaptionModel(config, gpt, tokenizer)
-        stop_token_id(tokenizer, options.stop_token)
-    except ValueError as error:
-        raise UserError(f"{error}.") from error
-    options.init_from = choose_start(options, features, say)
-    if options.init_from:
-        filled = take_weights(model, options.init_from, options, say)
-        mark_trained(model)
-        if not filled <= kept_names(model) and not options.save_full:
-            say(f"checkpoints will hold its language model too, since {gpt2_type} is another (--save_full)")
-            options.save_full = True
-    return model
-
-
-def caption_first(model, several, options, device, say):
-    """Caption every image by --base_checkpoint and give the captioner its base model → one list of base captions for each data set.
-
-    several: pairs of features (or None) and the path of their first file. Without a base checkpoint every list is None.
-    """
-    if not options.base_checkpoint:
-        return [None] * len(several)
-    from dataclasses import asdict
-
-    from accelerate.state import PartialState
-
-    from models.base_captioner import BaseCaptioner
-    from training.base_captions import base_captions, digest_of, load_base_model
-
-    base = load_base_model(options.base_checkpoint, several[0][0], device)
-    digest = digest_of(base.origin.path)
-    with PartialState().main_process_first():
-        found = [features and base_captions(base, digest, features, path, say) for features, path in several]
-    model.base_captioner = BaseCaptioner(base.to("cpu"))
-    model.config.base = asdict(base.config) | {"path": str(options.base_checkpoint), "digest": digest}
-    return found
 
 
 def set_dropout(gpt, share):
@@ -104,14 +97,45 @@ def set_dropout(gpt, share):
         if isinstance(module, torch.nn.Dropout):
             module.p = share
         for name in ("dropout", "attention_dropout", "activation_dropout"):
-            if isinstance(getattr(module, name, None), float):
+            if isinstance(vars(module).get(name), float):
                 setattr(module, name, share)
 
 
-def describe_run(model, data, options, total_steps, precision, device, say):
-    """Print what is about to be trained on what, the memory it will take, and whether the warm-up fits the run."""
+def prepare_data(features, val_features, model, options, device, say):
+    """Tokenize the captions, behind base captions of their images where --base_checkpoint asks for them.
+
+    Args:
+        features: Features of the training data.
+        val_features: Features of the validation data, or None.
+        model: ClipCaptionModel; with --base_checkpoint its base captioner and config.base are set.
+        options: options of train.py.
+        device: where the base captioner decodes.
+        say: function that prints a line.
+
+    Returns:
+        CaptionData of the training data, and of the validation data or None.
+    """
+    sets = [(features, options.data[0])] + ([(val_features, options.val_data[0])] if val_features else [])
+    captions = [None] * len(sets)
+    if options.base_checkpoint:
+        from accelerate.state import PartialState
+
+        from models.base_captioner import BaseCaptioner
+
+        base = load_base_captioner(options.base_checkpoint, features, device)
+        digest = file_digest(base.origin.path)
+        model.base_captioner = BaseCaptioner(base)
+        with PartialState().main_process_first():
+            captions = [caption_with_base(model.base_captioner, digest, some, path, say) for some, path in sets]
+        base.to("cpu")
+        model.config.base = dataclasses.asdict(base.config) | {"path": str(options.base_checkpoint), "digest": digest}
+    found = [tokenize_data(some, model, options, say, path, base) for (some, path), base in zip(sets, captions)]
+    return found[0], found[1] if val_features else None
+
+
+def describe_run(model, data, options, plan, precision, device, say):
+    """Print what is trained on what, the memory it will take, and whether the warm-up fits the run."""
     from models.tuning import parameter_table
-    from training.memory import estimate_memory
 
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
@@ -125,21 +149,28 @@ def describe_run(model, data, options, total_steps, precision, device, say):
         mib = {name: f"{size / 2**20:,.0f}" for name, size in estimate.items()}
         say(
             f"memory: about {mib['peak']} MiB at the peak of a step, beside the program's own (weights {mib['weights']}, gradients "
-            f"{mib['gradients']}, optimiser {mib['optimiser']}, activations {mib['activations']})"
+            f"{mib['gradients']}, optimizer {mib['optimizer']}, activations {mib['activations']})"
         )
     else:
         say("memory: not estimated for this language model")
-    if options.warmup_steps > total_steps:
+    if plan.warmup_steps > plan.total_steps:
         say(
-            f"warm-up of {options.warmup_steps:,} steps is longer than the run of {total_steps:,}: the learning rate will reach "
-            f"{total_steps / options.warmup_steps:.0%} of {options.lr:g}. A shorter run wants a smaller --warmup_steps."
+            f"warm-up of {plan.warmup_steps:,} steps is longer than the run of {plan.total_steps:,}: the learning rate will reach "
+            f"{plan.total_steps / plan.warmup_steps:.0%} of {options.lr:g}. A shorter run needs a smaller --warmup_steps."
         )
 
 
-def describe_origin(options, features, digest, argv=None):
-    """What goes into the config file beside the weights: command, arguments, versions, seed, data and its digest → dict of plain values.
+def describe_origin(settings, features, digest, argv=None):
+    """Describe how the weights were made, for the config file beside them.
 
-    argv: the words after the script's name; None takes the program's own.
+    Args:
+        settings: dict of all options, as settled.
+        features: Features of the training data.
+        digest: digest of their content.
+        argv: words after the script's name; None takes the program's own.
+
+    Returns:
+        Dict of plain values: command, arguments, versions, seed, data.
     """
     import accelerate
     import torch
@@ -148,8 +179,81 @@ def describe_origin(options, features, digest, argv=None):
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
     return {
         "command": shlex.join(["python", "train.py", *map(str, sys.argv[1:] if argv is None else argv)]),
-        "arguments": {name: value for name, value in vars(options).items() if name != "resume"},
+        "arguments": {name: value for name, value in settings.items() if name != "resume"},
         "versions": {**versions, "accelerate": accelerate.__version__},
-        "seed": options.seed,
-        "data": {"files": options.data, "digest": digest, "meta": features.meta},
+        "seed": settings["seed"],
+        "data": {"files": settings["data"], "digest": digest, "meta": features.meta},
     }
+
+
+def estimate_memory(model, data, options, precision, device="cpu"):
+    """Estimate the most memory that a step holds at once.
+
+    Activations are counted by running one batch of the run on tensors without content, which costs neither memory nor arithmetic.
+
+    Returns:
+        Dict of bytes: peak, weights, gradients, optimizer, activations; None where the language model cannot be followed like this.
+    """
+    weights = sum(parameter.numel() for parameter in model.parameters()) * FLOAT32
+    trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    counted = count_activations(model, data, options, precision, device)
+    if counted is None:
+        return None
+    activations, logits = counted
+    gradients, averages = sum(trained) * FLOAT32, 2 * sum(trained) * FLOAT32
+    # The backward pass begins with all activations, the logits' gradient and the largest weight's; it ends with all gradients. While
+    # it runs, freed activations leave gaps that gradients fill only in part: half of them come on top, as measured with GPT-2.
+    begins = activations + 2 * logits + max(trained) * FLOAT32 + gradients // 2
+    ends = gradients + max(trained) * FLOAT32
+    peak = weights + averages + max(begins, ends)
+    return {"peak": peak, "weights": weights, "gradients": gradients, "optimizer": averages, "activations": activations}
+
+
+def count_activations(model, data, options, precision, device="cpu"):
+    """Count what the forward pass of one batch keeps for the backward pass.
+
+    Returns:
+        Bytes kept, and bytes of the logits; None where it cannot be counted.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from features.packing import plan_epoch
+    from models.tuning import find_blocks
+
+    numbers = plan_epoch(data.caption_rows, options.bs, options.sampling)[0]
+    batch = data.pack(numbers[: -(-len(numbers) // options.accumulate)])
+    kept = {}  # from storage to its bytes and the tensor, which is held so that no other takes its place
+
+    def count(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = (storage.nbytes(), tensor)
+        return tensor
+
+    was_training = model.training
+    states = torch.get_rng_state()
+    device = torch.device(device)
+    autocast = torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "no")
+
+    def without_content(tensor):
+        return mode.from_tensor(tensor.detach()).to(device).requires_grad_(tensor.requires_grad)
+
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = type(batch)(**{name: without_content(t) if torch.is_tensor(t) else t for name, t in vars(batch).items()})
+            own = {name: without_content(t) for name, t in (*model.named_parameters(), *model.named_buffers())}
+            model.train()
+            with autocast, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                torch.func.functional_call(model, own, (fake,))
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return None
+    finally:
+        model.train(was_training)
+        torch.set_rng_state(states)
+    weights = {tensor.untyped_storage()._cdata for tensor in own.values()}
+    activations = sum(size for storage, (size, _) in kept.items() if storage not in weights)
+    if options.gradient_checkpointing:
+        blocks = len(find_blocks(model.gpt)[1])
+        width = model.gpt.get_input_embeddings().weight.shape[1]
+        activations = activations // blocks + blocks * batch.input_ids.numel() * width * FLOAT32
+    return activations, len(batch.labels) * model.gpt.get_output_embeddings().weight.shape[0] * FLOAT32

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from common import UserError
+from models.mappers import MAPPERS
 
 # The names under which Clotho's published recipe keeps the weights it starts from: as its README spells it, and as its code does.
 CLOTHO_WEIGHTS = ("model_wieghts.pt", "model_weights.pt")
@@ -16,13 +17,22 @@ GROUPS = {
     "head": ("gpt.lm_head.",),
     "language model": ("gpt.",),  # what the others leave, in architectures that are not GPT-2's
 }
+OPTION_OF_FIELD = {"clip_length": "prefix_length_clip"}  # where the option's name is not the config field's
 
 
 def choose_start(options, features, say):
-    """The checkpoint a run starts from → a path or None.
+    """Choose the checkpoint a run starts from.
 
-    --init_from as given ("none" is none); else, for features that parse_clotho.py wrote, the weights that its recipe keeps in the
-    working folder, said so.
+    --init_from as given ("none" is none). Without it, features that parse_clotho.py wrote start from the weights that the published
+    recipe keeps in the working folder, and this is printed.
+
+    Args:
+        options: options of train.py.
+        features: Features of the training data.
+        say: function that prints a line.
+
+    Returns:
+        A path, or None.
     """
     if options.init_from:
         return None if options.init_from.lower() == "none" else options.init_from
@@ -30,14 +40,24 @@ def choose_start(options, features, say):
         return None
     found = next((name for name in CLOTHO_WEIGHTS if Path(name).is_file()), None)
     if found:
-        say(f"these are Clotho's features and {found} is here: starting from it, as published (--init_from none refuses)")
+        say(f"these are Clotho's features and {found} is here: starting from it, as published (--init_from none prevents it)")
     return found
 
 
 def take_weights(model, path, options, say):
-    """Load a checkpoint's weights into a fresh captioner, and print what was taken and what starts fresh → names of what it filled.
+    """Load a checkpoint's weights into a fresh captioner, and print what was taken and what starts fresh.
 
-    options: .gpt2_type and .init_parts. Raises UserError explaining a mapping, width or language model that does not fit.
+    Args:
+        model: ClipCaptionModel, which is changed.
+        path: the checkpoint.
+        options: options of train.py; gpt2_type and init_parts are read.
+        say: function that prints a line.
+
+    Returns:
+        Set of names of the model's tensors that were filled.
+
+    Raises:
+        UserError: mapper, width or language model does not fit; the message explains it.
     """
     from models.checkpoints import open_checkpoint
     from models.state_dicts import fill_captioner
@@ -58,41 +78,40 @@ def take_weights(model, path, options, say):
         was, now = ("normalised" if config.normalize_prefix else "unnormalised" for config in (found.config, model.config))
         say(f"note: {path} was trained on {was} embeddings, this run is on {now} ones (--normalize_prefix)")
     if found.config.decoding_style == "clipxgpt":
-        say("note: CLIPxGPT's weights saw positions twice; from here on they are added once, and the run has to make up for it")
+        say("note: CLIPxGPT's weights saw positions twice; this run adds them once, and has to adapt the weights to that")
     filled = fill_captioner(model, found, parts)
     what = {"all": "mapper and language model" if holds_gpt else "mapper", "gpt": "language model", "mapper": "mapper"}[options.init_parts]
     say(f"starting from {path}: {what} taken ({found.kind})")
     say(f"  taken: {_count_groups(model, filled, parts)}")
     fresh = _count_groups(model, filled, parts, taken=False)
     if fresh:
-        whence = "" if holds_gpt and "gpt." in parts else f" (language model: {model.config.gpt2_type} as it comes)"
-        say(f"  not taken: {fresh}{whence}")
+        source = "" if holds_gpt and "gpt." in parts else f" (language model: {model.config.gpt2_type} as it comes)"
+        say(f"  not taken: {fresh}{source}")
     if found.adapters and "gpt." in parts:
         say(f"  merged: LoRA adapters of {len(found.adapters)} layers")
     return filled
 
 
 def _mapper_faults(config, found):
-    """What keeps a checkpoint's mapper from being this run's, with the option that mends it → list of str."""
+    """List what keeps a checkpoint's mapper from being this run's, with the option that mends it."""
     theirs = found.config
     if theirs.clip_width != config.clip_width:
         names = [f"{c.clip_width} wide ({c.encoder or 'encoder unknown'})" for c in (theirs, config)]
         return [f"it takes embeddings {names[0]}, the data has them {names[1]}: parse with its encoder, or give --init_parts gpt"]
-    options = {"mapping_type": "mapping_type", "prefix_length": "prefix_length"}
+    fields = ["mapping_type", "prefix_length"]
     if theirs.mapping_type == config.mapping_type:
-        options |= {"clip_length": "prefix_length_clip"} if config.mapping_type == "transformer" else {}
-        options |= {"num_layers": "num_layers"} if config.mapping_type in ("transformer", "encoder") else {}
-    differing = {option: (getattr(theirs, field), getattr(config, field)) for field, option in options.items()}
+        fields += [field for field in MAPPERS[config.mapping_type].shaped_by if field not in fields]
+    differing = {OPTION_OF_FIELD.get(field, field): (getattr(theirs, field), getattr(config, field)) for field in fields}
     differing = {option: pair for option, pair in differing.items() if pair[0] != pair[1]}
     if not differing:
         return []
-    told = ", ".join(f"{option} {was} where this run has {now}" for option, (was, now) in differing.items())
+    found_here = ", ".join(f"{option} {was} where this run has {now}" for option, (was, now) in differing.items())
     advice = " ".join(f"--{option} {was}" for option, (was, _) in differing.items())
-    return [f"its mapper has {told}: give {advice}, or --init_parts gpt for its language model under a fresh mapper"]
+    return [f"its mapper has {found_here}: give {advice}, or --init_parts gpt for its language model under a fresh mapper"]
 
 
 def _language_model_faults(model, found):
-    """What keeps a checkpoint's language model from being this run's → list of str."""
+    """List what keeps a checkpoint's language model from being this run's."""
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name.startswith("gpt.")}
     theirs = {name: tuple(tensor.shape) for name, tensor in found.state.items() if name.startswith("gpt.")}
     table = "gpt.transformer.wte.weight"
@@ -105,7 +124,7 @@ def _language_model_faults(model, found):
 
 
 def _count_groups(model, filled, parts, taken=True):
-    """How many parameters of each group came from the checkpoint, or did not: "mapper 31,493,120, token table …"."""
+    """Count the parameters of each group that came from the checkpoint, or did not: "mapper 31,493,120, token table ..."."""
     counts = dict.fromkeys(GROUPS, 0)
     for name, parameter in model.named_parameters():  # a head tied to the token table is counted there
         if (name in filled and name.startswith(parts)) == taken:

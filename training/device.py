@@ -1,0 +1,88 @@
+"""Where and in which number format a run computes: device, precision, processes, and torch.compile."""
+
+import contextlib
+import os
+import shutil
+
+from common import UserError
+from training.run_log import check_tracker
+
+# What torch.compile builds its kernels with: C++ for a CPU, C for what launches them on a GPU.
+COMPILERS = {"cpu": ("CXX", ("g++", "clang++")), "cuda": ("CC", ("gcc", "clang", "cc"))}
+
+
+def start_accelerator(options):
+    """Set up device, precision, processes and tracker as the options ask, and print them.
+
+    Returns:
+        accelerate.Accelerator; its mixed_precision is "no", "bf16" or "fp16". Weights stay float32 either way.
+
+    Raises:
+        UserError: a device, precision or tracker that this machine does not have.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    # A second run in one process (a notebook, a test) must not inherit the settings of the first.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    cpu = options.device == "cpu"
+    device_type = PartialState(cpu=cpu).device.type
+    if options.device and options.device != device_type:
+        raise UserError(f"--device {options.device} is not here; this machine offers {device_type}. Leave --device out.")
+    precision, reason = choose_precision(options.mixed_precision, device_type)
+    if precision == "fp16" and device_type != "cuda":
+        raise UserError(f"--mixed_precision fp16 needs CUDA; this run is on {device_type}. Take bf16 or no.")
+    check_tracker(options.tracker)
+    tracker = None if options.tracker == "none" else options.tracker
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=tracker, project_dir=options.out_dir)
+    name = "fp32" if precision == "no" else precision
+    accelerator.print(f"device: {accelerator.device}, {accelerator.num_processes} process(es); precision: {name} ({reason})")
+    return accelerator
+
+
+def choose_precision(wanted, device_type):
+    """Settle --mixed_precision.
+
+    Args:
+        wanted: "auto", "no", "bf16" or "fp16". auto is bf16 where the hardware multiplies bf16, else float32.
+        device_type: "cuda", "cpu" or "mps".
+
+    Returns:
+        The value for accelerate ("no", "bf16" or "fp16"), and the reason to print.
+    """
+    import torch
+
+    if wanted != "auto":
+        return wanted, "as asked"
+    if device_type == "cuda":
+        has_bf16, what = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name()
+    elif device_type == "cpu":
+        has_bf16, what = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported(), "this CPU"
+    else:
+        has_bf16, what = False, device_type
+    return ("bf16", f"{what} multiplies bf16") if has_bf16 else ("no", f"{what} does not multiply bf16")
+
+
+def compile_language_model(model, device_type):
+    """Compile the language model's blocks in place; names of parameters stay as they are.
+
+    Rows of packed batches differ in number and length, so shapes are left open and a few graphs serve all of them. Losses stay the same
+    except for rounding and the draws of dropout.
+
+    Raises:
+        UserError: there is no compiler.
+    """
+    variable, names = COMPILERS.get(device_type, COMPILERS["cpu"])
+    wanted = [os.environ[variable]] if os.environ.get(variable) else names
+    if not any(shutil.which(name) for name in wanted):
+        raise UserError(f"--compile needs a compiler: {' or '.join(wanted)} is not here. Install one, set {variable}, or leave it out.")
+    model.gpt.base_model.compile(dynamic=True)
+
+
+def uncompiled(model):
+    """Run the language model uncompiled while this context lasts: decoding grows the cache by one slot per token."""
+    if model.gpt.base_model._compiled_call_impl is None:
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.compiler.set_stance("force_eager")
