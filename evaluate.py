@@ -37,7 +37,7 @@ def build_parser():
     default = [name for name, entry in METRICS.items() if entry.default]
     about = "; ".join(f"{name}: {entry.help}{', needs Java' if entry.needs_java else ''}" for name, entry in METRICS.items())
     group.add_argument("--metrics", nargs="+", metavar="METRIC", choices=METRICS, default=default,
-                       help=f"{about} (default {' '.join(default)})")
+                       help=f"{about} (default {' '.join(default)})")  # fmt: skip
     group.add_argument("--bootstrap", type=int, default=1000, metavar="N",
                        help="draws for the 95 %% intervals and the paired test; 0 leaves them out (default 1000)")  # fmt: skip
     group.add_argument("--train_data", metavar="FILE", help="feature file of the training set: count the captions that are not in it")
