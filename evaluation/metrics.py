@@ -4,18 +4,23 @@ pycocoevalcap computes most of them. Here they are called, kept per image, and c
 (arXiv:1411.5726, section 6). N images.
 """
 
+import contextlib
 import dataclasses
+import subprocess
+import threading
+import unittest.mock
 from pathlib import Path
 
 from common import UserError
 from evaluation.clipscore import clip_scores
 from evaluation.statistics import Metric, mean_metric
-from evaluation.tokens import PLAIN_WORDS, java_is_here
+from evaluation.tokens import PLAIN_WORDS, java_environment, java_is_here, java_reason
 
 # METEOR 1.5 for English (Denkowski and Lavie 2014, the defaults of their program): weight of precision, exponent and size of the penalty,
 # weight of content words, and the weight of an exact, stem, synonym and paraphrase match.
 METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA, METEOR_DELTA = 0.85, 0.2, 0.6, 0.75
 METEOR_WEIGHTS = (1.0, 0.6, 0.8, 0.6)
+JAVA_SECONDS = 5  # to end by itself once its input ends
 
 
 @dataclasses.dataclass
@@ -196,32 +201,52 @@ class _BleuOf:
 def _meteor(captions, _):
     """Compute METEOR with its Java program, which is always ended; its counts for each image are kept."""
     import numpy as np
-    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.meteor import meteor
 
-    counts = []
+    counts, answers = [], []
 
-    class Recording(Meteor):
+    class Recording(meteor.Meteor):
+        def __init__(self):
+            """Start Java as the library does, but with an English locale."""
+            command = ["java", "-jar", "-Xmx2G", meteor.METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
+            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+            self.meteor_p = subprocess.Popen(command, cwd=Path(meteor.__file__).parent, env=java_environment(), **pipes)
+            self.lock = threading.Lock()
+
         def __del__(self):
             """Do nothing: the process is ended below. The library waits forever for a lock that an error left locked."""
 
         def _stat(self, hypothesis_str, reference_list):
             # "|||" separates the fields of a line; a reference that holds it would become two.
             line = super()._stat(hypothesis_str, [reference.replace("|||", "") for reference in reference_list])
+            answers.append(line)
             counts.append([float(number) for number in line.split()])
             return line
 
     scorer = Recording()
-    try:
-        value, per_image = scorer.compute_score(*captions.as_dicts())
-    except (OSError, ValueError) as error:
-        raise UserError(f"METEOR's Java program broke off ({error}); it wants 2 GB of memory. Leave meteor out of --metrics.") from error
-    finally:
-        scorer.meteor_p.kill()
-        scorer.meteor_p.communicate()
+    with scorer.meteor_p as process:
+        try:
+            value, per_image = scorer.compute_score(*captions.as_dicts())
+        except (OSError, ValueError) as error:
+            unread = answers[len(counts) :]  # a line that is no counts is a message
+            reason = java_reason("\n".join([*unread, *_end(process)]), error)
+            raise UserError(f"METEOR's Java program failed: {reason}. Try `java -version`, or leave meteor out of --metrics.") from error
+        finally:
+            process.kill()
     sums = np.array(counts)
     whole = (sums[:, 21:23] == sums[:, 0:2]).all(-1) & (sums[:, 20] == 1)
     sums[whole, 20] = 0  # its program's own sum leaves out the chunk of a candidate that equals a reference
     return {"METEOR": Metric(value, np.array(per_image), sums, _combine_meteor)}
+
+
+def _end(process):
+    """Close the input of a Java program, which ends it. Returns what it wrote to stdout and stderr."""
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(JAVA_SECONDS)
+    process.kill()
+    return [stream.read().decode("utf-8", "replace") for stream in (process.stdout, process.stderr)]
 
 
 def _combine_meteor(sums):
@@ -258,13 +283,12 @@ def check_spice():
 
 
 def _spice(captions, _):
-    import subprocess
-
     import numpy as np
     from pycocoevalcap.spice.spice import Spice
 
     try:
-        value, per_image = Spice().compute_score(*captions.as_dicts())
+        with unittest.mock.patch.dict("os.environ", java_environment()):  # which Java inherits; the library takes no other
+            value, per_image = Spice().compute_score(*captions.as_dicts())
     except (subprocess.CalledProcessError, OSError) as error:
         raise UserError(f"SPICE's Java program failed ({error}); it is known to run on Java 8. Leave spice and spider out.") from error
     return {"SPICE": mean_metric(np.array([one["All"]["f"] for one in per_image]), value)}

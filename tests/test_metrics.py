@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import subprocess
 
@@ -189,9 +190,37 @@ def test_meteors_java_ends_with_the_scoring_even_when_it_breaks(monkeypatch):
 
     monkeypatch.setattr("pycocoevalcap.meteor.meteor.subprocess.Popen", start)
     monkeypatch.setattr("pycocoevalcap.meteor.meteor.METEOR_JAR", "no such file.jar")
-    with pytest.raises(UserError, match="METEOR"):
+    with pytest.raises(UserError, match="METEOR.*Unable to access jarfile"):
         score(["a cat"], [["a dog"]], ["meteor"])
     assert len(started) == 1 and started[0].poll() is not None
+
+
+def test_java_counts_in_english_whatever_the_users_locale(monkeypatch):
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Xss4m -Duser.language=de")
+    monkeypatch.delenv("_JAVA_OPTIONS", raising=False)
+    made = tokens.java_environment()
+    assert made["JAVA_TOOL_OPTIONS"].startswith("-Xss4m -Duser.language=de -Duser.language=en -Duser.country=US")
+    assert made["_JAVA_OPTIONS"].startswith("-Duser.language=en")
+    assert "_JAVA_OPTIONS" not in os.environ
+
+
+@pytest.mark.slow
+@needs_java
+@pytest.mark.parametrize("setting", ["JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS"])
+def test_meteor_is_the_same_under_a_locale_with_a_decimal_comma(monkeypatch, setting):
+    pairs = ["a cat sits on a mat", "two dogs"], [["a cat sat on the mat"], ["three dogs run"]]
+    expected = score(*pairs, ["meteor"])["METEOR"].per_image.tolist()
+    monkeypatch.setenv(setting, "-Duser.language=de -Duser.country=DE")
+    assert score(*pairs, ["meteor"])["METEOR"].per_image.tolist() == expected
+
+
+@needs_java
+def test_a_failing_java_is_quoted(monkeypatch):
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Xms900000G")
+    with pytest.raises(UserError, match="METEOR.*[Hh]eap"):
+        score(["a cat"], [["a dog"]], ["meteor"])
+    with pytest.raises(UserError, match="tokenizer.*[Hh]eap"):
+        tokens.tokenize(["a cat"])
 
 
 def test_without_java_words_are_told_apart_plainly_and_meteor_is_left_out(monkeypatch):
