@@ -1,166 +1,196 @@
-"""Caption pictures or sounds, folders of them, or a feature file, with a trained captioner.
+"""Caption pictures, sounds or a feature file with a trained captioner.
 
   python predict.py --checkpoint ./coco_train/coco_prefix-009.pt photo.jpg
   python predict.py --checkpoint ./coco_train/coco_prefix-009.pt photos/ --out captions.csv --plot captions.png
-  python predict.py --checkpoint ./coco_train/coco_prefix-009.pt --data val.pkl --out results.json --batch_size 64
-  python predict.py --checkpoint first.pt --checkpoint second.pt photo.jpg        # side by side
+  python predict.py --checkpoint ./coco_train/coco_prefix-009.pt --data val.pkl --out results.json
+  python predict.py --checkpoint first.pt --checkpoint second.pt photo.jpg        # two captioners side by side
   python predict.py --checkpoint ./clotho_train/coco_prefix-009.pt rain.wav       # a checkpoint trained on sounds
-  python predict.py -I photo.jpg                                                  # CLIPxGPT's published weights, size S
+  python predict.py -I photo.jpg                                                  # CLIPxGPT's published weights
 
-Encoder, architecture, lengths, normalisation and stop token come from the checkpoint. --out writes .csv, .jsonl (every caption with
-its score) or .json (COCO's result format: the best caption of each image_id).
+The checkpoint says which encoder, architecture, prefix length, normalization and stop token to use.
 """
 
 import sys
 from pathlib import Path
 
 from common import Parser, UserError, one_line_errors
-from prediction.captions import add_decoding_options, caption_all, check_width
-from prediction.clipxgpt import add_clipxgpt_options, find_checkpoints, show_generated
-from prediction.inputs import audio_of, captioned_rows, check_names, encode_pictures, find_pictures, image_id_of
-from prediction.outputs import print_captions, write_captions
-from prediction.rerank import caption_and_rerank
+from prediction.captions import (
+    SUFFIXES,
+    add_decoding_options,
+    add_running_options,
+    caption_all,
+    caption_and_rerank,
+    check_width,
+    load_captioner,
+    print_captions,
+    write_captions,
+)
+from prediction.clipxgpt import add_clipxgpt_options, find_checkpoints, print_generated, write_titled
+from prediction.inputs import audio_of, check_names, encode_files, find_files, read_features
 
 
 def build_parser():
-    """The parser of predict.py."""
+    """Build the parser of predict.py."""
     parser = Parser(prog="predict.py", description=__doc__)
-    parser.add_argument("images", nargs="*", metavar="PICTURE", help="pictures, or sounds, or folders of them")
-    parser.add_argument("-I", "--image", "--img-path", action="append", default=[], help="a picture, as named without an option")
-    parser.add_argument("--data", help="feature file to caption, in place of pictures")
-    parser.add_argument(
-        "-C", "--checkpoint", "--checkpoint-name", action="append", default=[],
-        help="checkpoint: a path, or a name under data/weights/ or weights/small|large/; several give a column each",
-    )  # fmt: skip
-    parser.add_argument("--gpt2_type", help="language model to build on, where not the checkpoint's")
-    parser.add_argument("--clip_model_type", help="image encoder, where not the checkpoint's")
-    add_decoding_options(parser)
-    group = parser.add_argument_group("choosing")
-    group.add_argument("--rerank", choices=("clip",), help="take, of --beam_size captions, the one that CLIP finds nearest to the picture")
-    add_clipxgpt_options(parser)
+    group = parser.add_argument_group("what to caption, and with what")
+    group.add_argument("images", nargs="*", metavar="PICTURE", help="pictures or sounds, or folders of them")
+    group.add_argument("-I", "--image", "--img-path", action="append", default=[], metavar="PICTURE",
+                       help="one more picture or sound")  # fmt: skip
+    group.add_argument("--data", metavar="FILE", help="caption this feature file instead of pictures")
+    group.add_argument("-C", "--checkpoint", "--checkpoint-name", action="append", default=[], metavar="FILE",
+                       help="checkpoint: a path, or a name in data/weights/ or weights/small|large/; repeat it to compare several "
+                            "(default: CLIPxGPT's published weights)")  # fmt: skip
+    group.add_argument("--clip_model_type", metavar="NAME", help="encoder to use instead of the checkpoint's")
     group = parser.add_argument_group("output")
-    group.add_argument("--out", help="file for the captions: .csv, .json (COCO results) or .jsonl")
-    group.add_argument("--explain", help="picture of what the words of the first caption attend to in the prefix")
-    group.add_argument("--plot", help="picture of the images with their captions")
-    group = parser.add_argument_group("running")
-    group.add_argument("--device", default="auto", help="cuda, mps, cpu or auto (default auto: the best there is)")
-    group.add_argument("--batch_size", type=int, default=32, help="images a batch (default 32)")
-    group.add_argument("--num_workers", type=int, metavar="N", help="processes that read pictures; 0: none (default: by cores on a GPU)")
-    group.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="of the language model (default no: fp32)")
+    group.add_argument("--out", metavar="FILE", help="write the captions: .csv or .jsonl with scores, or .json in COCO's result format")
+    group.add_argument("--plot", metavar="FILE", help="draw the pictures with their captions (.png)")
+    group.add_argument("--explain", metavar="FILE", help="draw what each word of the first caption attends to in the prefix (.png)")
+    add_decoding_options(parser)
+    group = parser.add_argument_group("choice among captions")
+    group.add_argument("--rerank", choices=("clip",), help="of --beam_size captions take the one that CLIP finds nearest to the picture")
+    group = add_running_options(parser)
+    group.add_argument("--num_workers", type=int, metavar="N",
+                       help="processes that read pictures (default: one per core for many pictures on a GPU, else 0)")  # fmt: skip
+    add_clipxgpt_options(parser)
     return parser
 
 
 def check_options(parser, options):
     """Cross-check the options; a mistake ends in one line and exit code 2."""
-    options.images = options.images + options.image
-    if bool(options.images) == bool(options.data):
+    if bool(options.images or options.image) == bool(options.data):
         parser.error("give pictures or folders, or --data with a feature file" + (", not both" if options.data else ""))
-    if options.out and Path(options.out).suffix not in (".csv", ".json", ".jsonl"):
+    if options.out and Path(options.out).suffix not in SUFFIXES:
         parser.error(f"--out is {options.out}; expected a name ending in .csv, .json or .jsonl")
+    if options.out and options.out.endswith(".json") and len(options.checkpoint) > 1:
+        parser.error("--out .json is COCO's result format, one caption per image: give one --checkpoint, or write .csv or .jsonl")
     if options.plot and options.data:
-        parser.error("--plot needs pictures; a feature file holds none. Name the pictures in place of --data")
+        parser.error("--plot needs pictures, and a feature file holds none. Give the pictures instead of --data")
     if options.rerank and options.decoding == "greedy":
-        parser.error("--rerank needs several captions an image to choose from; take --decoding beam or sample")
+        parser.error("--rerank needs several captions per image to choose from; use --decoding beam or sample")
     if options.batch_size < 1:
         parser.error(f"--batch_size is {options.batch_size}; expected at least 1")
     if options.num_workers is not None and options.num_workers < 0:
         parser.error(f"--num_workers is {options.num_workers}; expected 0 or more")
 
 
-@one_line_errors
-def main(argv=None):
-    parser = build_parser()
-    options = parser.parse_args(argv)
-    check_options(parser, options)
+def say(line):
+    """Print a line on stderr."""
+    print(line, file=sys.stderr)
 
-    import torch
 
-    from features.audio import sound_encoder, spectrogram_picture
-    from features.store import load_features
-    from models.checkpoints import load_checkpoint
-    from models.encoders import load_encoder, pick_device
+def load_models(checkpoints, options, device):
+    """Load every checkpoint, and say what a published file was recognized as."""
     from models.operators import accelerate_model
     from models.published.recognise import OURS
 
-    if options.out and options.out.endswith(".json") and len(options.checkpoint) > 1:
-        parser.error("--out .json is COCO's result format, one caption an image: give one --checkpoint, or write .csv or .jsonl")
-    options.checkpoint = find_checkpoints(options.checkpoint, options.size)
-    check_names(options.images)
-    device = pick_device(options.device)
-    models = [accelerate_model(load_checkpoint(path, options.gpt2_type, device)) for path in options.checkpoint]
-    for model, checkpoint in zip(models, options.checkpoint):
+    models = [accelerate_model(load_captioner(path, options.gpt2_type, device, options.mixed_precision)) for path in checkpoints]
+    for model, checkpoint in zip(models, checkpoints):
         if model.origin.kind != OURS:
-            print(f"{checkpoint}: taken for {model.origin.kind}", file=sys.stderr)
-    if options.mixed_precision != "no":
-        for model in models:
-            model.gpt.to({"bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision])
+            say(f"{checkpoint}: recognized as {model.origin.kind}")
+    return models
 
-    audio = audio_of(models, options.checkpoint)
-    pictures = find_pictures(options.images, sounds=any(audio))
 
-    # Embeddings: from the feature file, or encoded once per encoder that the checkpoints name.
-    skipped = {}
-    if options.data:
-        features = load_features(options.data)
-        embedding, ids = captioned_rows(features)
-        names = [str(image_id) for image_id in ids]
-        embeddings = [embedding] * len(models)
-    else:
-        encoders = [options.clip_model_type or model.origin.encoder or model.config.encoder for model in models]
-        if None in encoders:
-            nameless = options.checkpoint[encoders.index(None)]
-            raise UserError(f"{nameless} does not name its encoder. Give --clip_model_type, such as ViT-B/32.")
-        settings = zip(encoders, audio, (model.config.pooling for model in models))
-        wanted = [(name, of_sounds and of_sounds["spectrogram"], pooling) for name, of_sounds, pooling in settings]
-        encoded = {}
-        for key in dict.fromkeys(wanted):
-            name, spectrogram, pooling = key
+def load_encoders(models, checkpoints, audio, encoder_name, device):
+    """Load each model's encoder, once where several models share it; encoder_name: the one to use for all, or None."""
+    from features.audio import sound_encoder
+    from models.encoders import load_encoder
+    from models.operators import accelerate_model
+
+    loaded, encoders = {}, []
+    for model, checkpoint, of_sounds in zip(models, checkpoints, audio):
+        name = encoder_name or model.origin.encoder or model.config.encoder
+        if name is None:
+            raise UserError(f"{checkpoint} does not name its encoder. Give --clip_model_type, such as ViT-B/32.")
+        spectrogram, pooling = of_sounds and of_sounds["spectrogram"], model.config.pooling
+        key = (name, spectrogram, pooling)
+        if key not in loaded:
             encoder = load_encoder(name, device, pooling="pooled" if spectrogram else pooling)
             accelerate_model(encoder.module)
-            encoder = sound_encoder(encoder, spectrogram, pooling) if spectrogram else encoder
-            encoded[key], pictures = encode_pictures(pictures, encoder, options.batch_size, skipped, options.num_workers)
-        for path, reason in skipped.items():
-            print(f"skipped {path}: {reason}", file=sys.stderr)
-        if not pictures:
-            raise UserError(f"none of the {len(skipped)} {'sounds' if any(audio) else 'pictures'} could be read.")
-        embeddings = [encoded[key] for key in wanted]
-        ids, names = [image_id_of(path) for path in pictures], [str(path) for path in pictures]
+            loaded[key] = sound_encoder(encoder, spectrogram, pooling) if spectrogram else encoder
+        encoders.append(loaded[key])
+    return encoders
 
+
+def encode_inputs(names, models, checkpoints, options, device):
+    """Find the pictures or sounds and encode them with every model's encoder. Returns prediction.inputs.Inputs."""
+    audio = audio_of(models, checkpoints)
+    paths, folders = find_files(names, sounds=any(audio))
+    encoders = load_encoders(models, checkpoints, audio, options.clip_model_type, device)
+    return encode_files(paths, folders, encoders, any(audio), say, batch_size=options.batch_size, num_workers=options.num_workers)
+
+
+def caption_inputs(inputs, models, checkpoints, options):
+    """Caption the inputs with every model. Returns [checkpoint][image] -> list of (text, score)."""
     captions = []
-    for model, embedding, checkpoint in zip(models, embeddings, options.checkpoint):
+    for model, embedding, checkpoint in zip(models, inputs.embeddings, checkpoints):
         check_width(model, embedding.shape[-1], options.data or model.config.encoder, checkpoint)
         if options.rerank:
-            encoder = options.clip_model_type or (features.meta.get("encoder") if options.data else None) or model.config.encoder
+            encoder = options.clip_model_type or inputs.encoder or model.config.encoder
             captions.append(caption_and_rerank(model, embedding, options, encoder))
         else:
             captions.append(caption_all(model, embedding, options))
-    columns = [Path(checkpoint).stem for checkpoint in options.checkpoint]
-    columns = columns if len(set(columns)) == len(columns) else list(options.checkpoint)
+    return captions
 
-    if len(models) == 1 and models[0].config.decoding_style == "clipxgpt" and pictures:
-        show_generated(models[0], pictures, captions[0], options.res_path)
+
+def draw_explanation(model, embedding, name, text, path):
+    """Draw what the words of a caption attend to. embedding: [1, D]."""
+    from reports.explain import explain_caption
+    from reports.plots import plot_explanation
+
+    if not text.strip():
+        raise UserError(f"the caption of {name} is empty: there is nothing to explain.")
+    found = explain_caption(model, embedding, text)
+    plot_explanation(found["words"], found["attention"], found["nearest"], f"{name}: {text}", path)
+
+
+def draw_captions(inputs, captions, path):
+    """Draw the pictures, or the spectrograms of sounds, with the best caption of every checkpoint."""
+    from features.audio import spectrogram_picture
+    from models.encoders.images import read_image
+    from reports.plots import plot_captions
+
+    texts = [[of_checkpoint[image][0][0] for of_checkpoint in captions] for image in range(len(inputs.names))]
+    plot_captions([spectrogram_picture(file) if inputs.are_sounds else read_image(file) for file in inputs.paths], texts, path)
+
+
+@one_line_errors
+def main(argv=None):
+    """Load the captioners, encode the pictures, caption them, write the files, print the captions."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    check_options(parser, options)
+    names = [*options.images, *options.image]
+    check_names(names)
+
+    from models.encoders import pick_device
+
+    checkpoints = find_checkpoints(options.checkpoint, options.size)
+    device = pick_device(options.device)
+    models = load_models(checkpoints, options, device)
+    if options.data:
+        inputs = read_features(options.data, checkpoints)
     else:
-        print_captions(names, columns, captions, options.num_captions)
+        inputs = encode_inputs(names, models, checkpoints, options, device)
+    captions = caption_inputs(inputs, models, checkpoints, options)
+    columns = [Path(checkpoint).stem for checkpoint in checkpoints]
+    columns = columns if len(set(columns)) == len(columns) else checkpoints
+
+    # Files come before anything is printed: a terminal that cannot be written to must not cost them.
     if options.out:
-        write_captions(options.out, ids, names, columns, captions)
-        print(f"wrote {options.out}")
+        write_captions(options.out, inputs.ids, inputs.names, columns, captions)
     if options.explain:
-        from reports.explain import explain_caption
-        from reports.plots import plot_explanation
-
-        text = captions[0][0][0][0]
-        if not text.strip():
-            raise UserError(f"the caption of {names[0]} is empty: there is nothing to explain.")
-        found = explain_caption(models[0], embeddings[0][:1], text)
-        plot_explanation(found["words"], found["attention"], found["nearest"], f"{names[0]}: {text}", options.explain)
-        print(f"wrote {options.explain}")
+        draw_explanation(models[0], inputs.embeddings[0][:1], inputs.names[0], captions[0][0][0][0], options.explain)
     if options.plot:
-        from models.encoders.images import read_image
-        from reports.plots import plot_captions
-
-        texts = [[of_checkpoint[image][0][0] for of_checkpoint in captions] for image in range(len(names))]
-        plot_captions([spectrogram_picture(path) if any(audio) else read_image(path) for path in pictures], texts, options.plot)
-        print(f"wrote {options.plot}")
+        draw_captions(inputs, captions, options.plot)
+    as_clipxgpt = len(models) == 1 and models[0].config.decoding_style == "clipxgpt" and bool(inputs.paths)
+    if as_clipxgpt:
+        write_titled(models[0], inputs.paths, captions[0], options.res_path)
+        print_generated(inputs.paths, captions[0])
+    else:
+        print_captions(inputs.names, columns, captions, options.num_captions)
+    for path in (options.res_path if as_clipxgpt else None, options.out, options.explain, options.plot):
+        if path:
+            print(f"wrote {path}")
     return 0
 
 

@@ -1,1 +1,1 @@
-"""What evaluate.py is made of: ground truth, metrics, statistics, and the files they go into."""
+"""What evaluate.py is made of: ground truth, metrics, statistics and output files."""

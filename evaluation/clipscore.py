@@ -2,15 +2,21 @@
 
 from evaluation.statistics import mean_metric
 
-WEIGHT = 2.5  # section 3.1: stretches the cosines that occur over most of 0 to 1
-TEXT_PREFIX = "A photo depicts "  # section 3.1: put before every caption
+WEIGHT = 2.5  # section 3.1: stretches the usual cosines over most of 0 to 1
 
 
 def clip_scores(images, candidates, references):
-    """→ dict with CLIPScore and RefCLIPScore as Metrics.
+    """Compute CLIPScore, 2.5 * max(cos(image, candidate), 0), and RefCLIPScore.
 
-    images: [N, J]; candidates: [N, J]; references: list of N arrays [R, J], R ≥ 1; all of L2 norm 1, float.
-    CLIPScore is 2.5 · max(cos(image, candidate), 0); RefCLIPScore its harmonic mean with max(0, the largest cos(candidate, reference)).
+    RefCLIPScore is the harmonic mean of CLIPScore and max(0, the largest cos(candidate, reference)).
+
+    Args:
+        images: [N, J] float, of L2 norm 1, as are the others.
+        candidates: [N, J].
+        references: list of N arrays [R, J], R >= 1.
+
+    Returns:
+        dict of score name to Metric.
     """
     import numpy as np
 

@@ -1,10 +1,15 @@
-"""What evaluate.py says and writes: tables on the screen, scores.json, the captions with their own scores, nocaps' upload file."""
+"""What evaluate.py prints and writes: tables, scores.json and how it was made, the captions with their own scores, nocaps' upload file."""
 
+import hashlib
 import json
+import platform
+import shlex
+import subprocess
 from pathlib import Path
 
 from common import UserError, replace_file
 from evaluation.references import list_some
+from evaluation.tokens import java_is_here
 
 ROUNDED = 6  # decimals of an image's own scores
 VARIETY = {
@@ -12,115 +17,134 @@ VARIETY = {
     "distinct_share": "share of different captions",
     "novel_share": "share not in the training set",
     "vocabulary": "different words",
-    "mean_length": "words a caption",
-    "ended_share": "share that ended by themselves",
-    "repeated_2grams": "share with 2 words in a row twice",
-    "repeated_3grams": "share with 3 words in a row twice",
-    "repeated_4grams": "share with 4 words in a row twice",
+    "mean_length": "words per caption",
+    "ended_share": "share that ended with the stop token",
+    "repeated_2grams": "share that repeats a 2-gram",
+    "repeated_3grams": "share that repeats a 3-gram",
+    "repeated_4grams": "share that repeats a 4-gram",
     "empty": "captions without a word",
 }
+PACKAGES = ("torch", "transformers", "numpy", "pycocoevalcap")  # whose versions scores.json names
 
 
-def print_scores(about, scored, sources):
+def print_scores(about, scored):
     """Print a table for one or two sets of captions.
 
-    about: dict with references, split, images, references_per_image, tokeniser; scored: list of objects with metrics, intervals,
-    captions and domains; sources: what to call them.
+    Args:
+        about: dict with references, split, images, images_with_references, references_per_image and tokeniser.
+        scored: list of evaluation.scoring.Scored.
     """
     counts = about["references_per_image"]
-    each = f"{counts['mean']:.1f} references each ({counts['fewest']} to {counts['most']})"
+    per_image = f"{counts['mean']:.1f} references per image ({counts['fewest']} to {counts['most']})"
     unpredicted = about["images_with_references"] - about["images"]
-    print(f"{' and '.join(map(str, sources))} against {about['references']}")
-    print(f"{about['images']:,} images, {each}, split {about['split'] or 'not named'}, words by {about['tokeniser']}")
+    print(f"{' and '.join(str(one.source) for one in scored)} against {about['references']}")
+    print(f"{about['images']:,} images, {per_image}, split {about['split'] or 'not named'}, words by {about['tokeniser']}")
     if unpredicted:
-        print(f"{unpredicted:,} images have references and no prediction: they are left out")
-    heading = "".join(f"{_short(source):>28}" for source in sources)
-    print(f"\n{'score × 100, 95 % interval':32}{heading}")
+        print(f"{unpredicted:,} images have references but no prediction: they are left out")
+    heading = "".join(f"{_short(one.source):>28}" for one in scored)
+    print(f"\n{'score x 100, 95 % interval':32}{heading}")
     for name in scored[0].metrics:
         print(f"{name:32}" + "".join(f"{_with_interval(one.metrics[name].value, one.intervals.get(name)):>28}" for one in scored))
     print()
     for name, label in VARIETY.items():
-        if any(name in one.captions for one in scored):
-            print(f"{label:32}" + "".join(f"{_plain(one.captions.get(name)):>28}" for one in scored))
-    for one, source in zip(scored, sources):
+        if any(name in one.variety for one in scored):
+            print(f"{label:36}" + "".join(f"{_plain(one.variety.get(name)):>24}" for one in scored))
+    for one in scored:
         if one.domains:
-            names = list(one.metrics)
-            print(f"\n{_short(source):32}{'images':>10}" + "".join(f"{name:>14}" for name in names))
+            print(f"\n{_short(one.source):32}{'images':>10}" + "".join(f"{name:>14}" for name in one.metrics))
             for domain, values in one.domains.items():
-                print(f"{domain:32}{values['images']:>10,}" + "".join(f"{100 * values[name]:>14.2f}" for name in names))
+                print(f"{domain:32}{values['images']:>10,}" + "".join(f"{100 * values[name]:>14.2f}" for name in one.metrics))
 
 
 def print_comparison(comparison):
-    """Print the paired test of two sets of captions: what evaluation.statistics.compare gave."""
-    print(f"\n{'second - first, × 100':32}{'difference, 95 % interval':>28}{'p':>10}")
+    """Print the paired test of two sets of captions, as evaluation.statistics.compare returns it."""
+    print(f"\n{'second - first, x 100':32}{'difference, 95 % interval':>28}{'p':>10}")
     for name, one in comparison.items():
         low, high = (100 * end for end in one["interval"])
-        difference = f"{100 * one['difference']:+.2f} ({low:+.2f} … {high:+.2f})"
+        difference = f"{100 * one['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
         print(f"{name:32}{difference:>28}{one['p_value']:>10.4f}")
 
 
 def _short(source):
     name = Path(source).name
-    return name if len(name) <= 26 else "…" + name[-25:]
+    return name if len(name) <= 26 else "..." + name[-23:]
 
 
 def _with_interval(value, interval):
-    return f"{100 * value:.2f}" + (f" ({100 * interval[0]:.2f} … {100 * interval[1]:.2f})" if interval else "")
+    return f"{100 * value:.2f}" + (f" ({100 * interval[0]:.2f} to {100 * interval[1]:.2f})" if interval else "")
 
 
 def _plain(value):
     return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
-def write_scores(path, about, scored, systems, keys, sources, comparison, made_by, best=None, references=None):
-    """Write scores.json and, beside it, {stem}.predictions.json; of a second set "other" and {stem}.predictions.2.json.
+def write_scores(path, about, scored, keys, references, made_by, comparison=None, histogram=None):
+    """Write scores.json and, beside it, the captions as {stem}.predictions.json.
 
-    about, scored, sources: as print_scores takes them; systems: list of dicts of key → Prediction; keys: the order of the images;
-    comparison: what evaluation.statistics.compare gave, or None; made_by: what evaluation.origin.describe_origin gave;
-    best: None, or (name, list of lists of float): each image's best score among its captions; references: References, or None.
-    Predictions are in COCO's result format, with more keys: file_name, score and ended where known, captions where there are several,
-    references, and the image's own scores under "metrics".
+    Of a second set of captions, the scores are under "other" and the captions in {stem}.predictions.2.json.
+
+    Args:
+        path: where scores.json goes.
+        about: dict of plain values that come first.
+        scored: list of evaluation.scoring.Scored.
+        keys: the images in their order.
+        references: evaluation.references.References.
+        made_by: what describe_origin returns.
+        comparison: what evaluation.statistics.compare returns, or None.
+        histogram: the choice of --histogram, or None.
     """
     path = Path(path)
     blocks = []
-    for number, (one, system) in enumerate(zip(scored, systems)):
-        beside = path.with_suffix(".predictions.json" if number == 0 else f".predictions.{number + 1}.json")
+    for number, one in enumerate(scored, start=1):
+        beside = path.with_suffix(".predictions.json" if number == 1 else f".predictions.{number}.json")
         block = {
             "scores": {name: metric.value for name, metric in one.metrics.items()},
             "intervals": {name: list(interval) for name, interval in one.intervals.items()},
-            "captions": one.captions,
+            "captions": one.variety,
             "predictions_file": beside.name,
         }
         if one.domains:
             block["domains"] = one.domains
-        if best:
-            block["best_of_captions"] = {"score": best[0], "mean": sum(best[1][number]) / len(keys)}
+        if histogram:
+            block["best_of_captions"] = {"score": histogram, "mean": sum(one.best) / len(keys)}
         blocks.append(block)
-        rows = []
-        for place, key in enumerate(keys):
-            prediction = system[key]
-            row = {"image_id": prediction.image_id, "caption": prediction.captions[0]}
-            if prediction.scores:
-                row |= {"score": round(prediction.scores[0], ROUNDED), "ended": prediction.ended[0]}
-            if len(prediction.captions) > 1:
-                row["captions"] = prediction.captions
-            if references:
-                row |= {"file_name": references.file_names[key]} if key in references.file_names else {}
-                row["references"] = references.captions[key]
-            row["metrics"] = {name: round(float(metric.per_image[place]), ROUNDED) for name, metric in one.metrics.items()}
-            rows.append(row)
-        write_json(beside, rows)
+        write_json(beside, [_prediction_row(one, place, key, references) for place, key in enumerate(keys)])
     content = {**about, **blocks[0]}
     if len(blocks) > 1:
-        content["other"] = {"predictions": str(sources[1]), **blocks[1]}
+        content["other"] = {"predictions": str(scored[1].source), **blocks[1]}
     if comparison:
         content["comparison"] = comparison
-    content["made_by"] = made_by
-    write_json(path, content, indent=2)
+    write_json(path, {**content, "made_by": made_by}, indent=2)
+
+
+def _prediction_row(scored, place, key, references):
+    """Describe one image in COCO's result format, with more keys: what is known of its caption, references, the image's own scores."""
+    prediction = scored.predictions[key]
+    row = {"image_id": prediction.image_id, "caption": prediction.captions[0]}
+    if prediction.scores:
+        row |= {"score": round(prediction.scores[0], ROUNDED), "ended": prediction.ended[0]}
+    if len(prediction.captions) > 1:
+        row["captions"] = prediction.captions
+    if key in references.file_names:
+        row["file_name"] = references.file_names[key]
+    row["references"] = references.captions[key]
+    row["metrics"] = {name: round(float(metric.per_image[place]), ROUNDED) for name, metric in scored.metrics.items()}
+    return row
 
 
 def upload_rows(predictions, keys):
-    """What nocaps' server takes: [{"image_id": int, "caption": str}]. Raises UserError when an id is not nocaps' number."""
+    """Make what nocaps' server takes.
+
+    Args:
+        predictions: dict of key to Prediction.
+        keys: the images in their order.
+
+    Returns:
+        List of {"image_id": int, "caption": str}.
+
+    Raises:
+        UserError: an id is not one of nocaps' numbers.
+    """
     rows, odd = [], []
     for key in keys:
         prediction = predictions[key]
@@ -137,3 +161,53 @@ def write_json(path, content, indent=None):
     """Write plain values as JSON, whole or not at all."""
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
+
+
+def describe_origin(script, arguments, seed, files):
+    """Describe how a result was made.
+
+    Args:
+        script: "evaluate.py".
+        arguments: list of str, its command line.
+        seed: the seed it used.
+        files: paths that it read.
+
+    Returns:
+        dict of plain values with command, seed, versions and sha256, the digest of each file. A folder's digest covers the names and
+        bytes of its files.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version(), "java": _java_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "command": shlex.join(["python", script, *arguments]),
+        "seed": seed,
+        "versions": versions,
+        "sha256": {str(path): _file_digest(path) for path in dict.fromkeys(files)},
+    }
+
+
+def _file_digest(path):
+    path = Path(path)
+    digest = hashlib.sha256()
+    for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if path.is_dir():
+            digest.update(str(part.relative_to(path)).encode("utf-8", "surrogateescape"))
+        if part.is_file():
+            with open(part, "rb") as file:
+                for block in iter(lambda: file.read(2**20), b""):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _java_version():
+    """Return the first line of `java -version` that names a version, or None without Java."""
+    if not java_is_here():
+        return None
+    done = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False)
+    return next((line for line in done.stderr.splitlines() if "version" in line), None)

@@ -1,16 +1,13 @@
-"""Scores of one set of captions, or of several of the same images, from tokenising to intervals. N images."""
+"""Scores of one set of captions, or of two of the same images, from words to intervals. N images."""
 
 import dataclasses
 
 from common import UserError
-from evaluation.metrics import score_captions, score_cider, score_subset
+from evaluation.metrics import HISTOGRAMS, METRICS, Captions, score_captions, score_subset
 from evaluation.references import DOMAINS, list_some
 from evaluation.statistics import bootstrap
-from evaluation.tokens import PLAIN, PTB, java_is_here, tokenize
+from evaluation.tokens import tokenize, tokenizer_name
 from evaluation.variety import describe_captions
-
-# What --histogram may draw: scores that a caption has by itself, at no cost worth naming.
-HISTOGRAMS = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4", "rouge": "ROUGE-L", "cider": "CIDEr"}
 
 
 @dataclasses.dataclass
@@ -19,12 +16,12 @@ class Truth:
 
     keys: list  # N keys
     texts: list  # N lists of str, as written
-    words: list  # the same, tokenised
+    words: list  # the same, tokenized
     domains: list  # N domain names or None
-    tokeniser: str
+    tokeniser: str  # its name
 
     def describe(self):
-        """What a score hangs on → dict of plain values: images, references_per_image (fewest, most, mean), tokeniser."""
+        """Return what a score depends on: a dict with images, references_per_image (fewest, most, mean) and tokeniser."""
         counts = [len(several) for several in self.texts]
         return {
             "images": len(counts),
@@ -37,23 +34,33 @@ class Truth:
 class Scored:
     """One set of captions with its scores."""
 
-    words: list  # N captions, tokenised
-    metrics: dict  # name → evaluation.statistics.Metric
-    intervals: dict  # name → (low, high), or empty
-    captions: dict  # what describe_captions says
-    domains: dict  # domain → dict of name → score, and images; empty but for nocaps
+    source: str  # the file of the captions, or the checkpoint that wrote them
+    predictions: dict  # key -> evaluation.references.Prediction
+    metrics: dict  # score name -> evaluation.statistics.Metric
+    intervals: dict  # score name -> (low, high), or empty
+    variety: dict  # what describe_captions returns
+    domains: dict  # domain -> dict of score name to score, and images; empty but for nocaps
+    best: list | None  # the best score among each image's captions, where --histogram asked for one
 
 
 def prepare_truth(keys, references):
-    """Tokenise the references of the images to be scored → Truth."""
+    """Tokenize the references of the images to be scored.
+
+    Args:
+        keys: list of N keys.
+        references: evaluation.references.References.
+
+    Returns:
+        Truth.
+    """
     texts = [references.captions[key] for key in keys]
     words = iter(tokenize([text for several in texts for text in several]))
     words = [[next(words) for _ in several] for several in texts]
-    return Truth(keys, texts, words, [references.domains.get(key) for key in keys], PTB if java_is_here() else PLAIN)
+    return Truth(keys, texts, words, [references.domains.get(key) for key in keys], tokenizer_name())
 
 
 def check_same_images(systems, sources):
-    """Raise UserError, with some ids, when two sets of predictions are not of the same images."""
+    """Raise UserError, naming some ids, when two sets of predictions are not of the same images."""
     for other, source in zip(systems[1:], sources[1:]):
         differing = [*(key for key in systems[0] if key not in other), *(key for key in other if key not in systems[0])]
         if differing:
@@ -61,50 +68,72 @@ def check_same_images(systems, sources):
             raise UserError(f"{found}. Compare captions of the same images.")
 
 
-def score_system(predictions, truth, metrics, options, more_metrics=None, train_words=None):
-    """Score a set of captions → Scored.
+def score_system(source, predictions, truth, metrics, embed=None, train_words=None, histogram=None, draws=1000, seed=0):
+    """Score a set of captions.
 
-    predictions: dict of key → Prediction; truth: Truth; metrics: names as evaluation.metrics.CHOICES; options: bootstrap and seed;
-    more_metrics: list of candidates' texts → dict of name → Metric (CLIPScore), or None; train_words: training captions, or None.
+    Args:
+        source: what to call them.
+        predictions: dict of key to Prediction.
+        truth: Truth.
+        metrics: keys of METRICS.
+        embed: list of N captions -> arguments of evaluation.clipscore.clip_scores; None where no metric needs embeddings.
+        train_words: tokenized captions of the training set, or None.
+        histogram: a key of HISTOGRAMS, or None.
+        draws: draws of the bootstrap; 0 for no intervals.
+        seed: seed of the draws.
+
+    Returns:
+        Scored.
     """
     best = [predictions[key].captions[0] for key in truth.keys]
-    words = tokenize(best)
-    scores = score_captions(words, truth.words, metrics)
-    if more_metrics is not None:
-        scores |= more_metrics(best)
-    intervals = bootstrap(scores, options.bootstrap, options.seed) if options.bootstrap else {}
+    captions = Captions(tokenize(best), truth.words, lambda: embed(best))
+    scores = score_captions(captions, metrics)
+    intervals = bootstrap(scores, draws, seed) if draws else {}
     ended = [predictions[key].ended for key in truth.keys]
-    summary = describe_captions(words, train_words, [one[0] for one in ended] if all(ended) else None)
+    variety = describe_captions(captions.words, train_words, [one[0] for one in ended] if all(ended) else None)
+    domains = _score_domains(scores, captions, truth)
+    of_best = best_of_captions(predictions, truth, histogram) if histogram else None
+    return Scored(source, predictions, scores, intervals, variety, domains, of_best)
+
+
+def _score_domains(scores, captions, truth):
+    """Score each of nocaps' domains, and all together; an empty dict for other data sets."""
     domains = {}
     for domain in DOMAINS.values():
         places = [place for place, name in enumerate(truth.domains) if name == domain]
         if places:
-            of_domain = score_subset(scores, places, words, truth.words)
+            of_domain = score_subset(scores, captions, places)
             domains[domain] = {"images": len(places), **{name: metric.value for name, metric in of_domain.items()}}
     if domains:
-        domains["overall"] = {"images": len(words), **{name: metric.value for name, metric in scores.items()}}
-    return Scored(words, scores, intervals, summary, domains)
+        domains["overall"] = {"images": len(truth.keys), **{name: metric.value for name, metric in scores.items()}}
+    return domains
 
 
 def best_of_captions(predictions, truth, kind):
-    """The best score among each image's captions, looked up in the references → list of N floats.
+    """Find the best score among each image's captions, which takes the references to choose.
 
-    predictions: dict of key → Prediction; kind: a key of HISTOGRAMS.
+    Args:
+        predictions: dict of key to Prediction.
+        truth: Truth.
+        kind: a key of HISTOGRAMS.
+
+    Returns:
+        List of N floats.
     """
     import numpy as np
 
+    metric, score = HISTOGRAMS[kind]
     several = [predictions[key].captions for key in truth.keys]
-    places = [place for place, captions in enumerate(several) for _ in captions]
-    words = tokenize([caption for captions in several for caption in captions])
-    if kind == "cider":
-        # Document frequencies count each image once, so every rank is scored by itself, with no words where an image has no such caption.
-        of_image = [[] for _ in several]
-        for place, caption in zip(places, words):
-            of_image[place].append(caption)
-        ranks = [[one[rank] if rank < len(one) else "" for one in of_image] for rank in range(max(map(len, several)))]
-        return np.max([score_cider(rank, truth.words).per_image for rank in ranks], axis=0).tolist()
-    best = [0.0] * len(several)
-    scores = score_captions(words, [truth.words[place] for place in places], [kind.rstrip("1234")])[HISTOGRAMS[kind]].per_image
-    for place, score in zip(places, scores.tolist()):
-        best[place] = max(best[place], score)
+    words = iter(tokenize([caption for captions in several for caption in captions]))
+    of_image = [[next(words) for _ in captions] for captions in several]
+    if METRICS[metric].over_corpus:
+        # The corpus counts each image once, so each rank is scored alone, without words where an image has no such caption.
+        ranks = [[one[rank] if rank < len(one) else "" for one in of_image] for rank in range(max(map(len, of_image)))]
+        scored = [score_captions(Captions(rank, truth.words), [metric])[score].per_image for rank in ranks]
+        return np.max(scored, axis=0).tolist()
+    places = [place for place, captions in enumerate(of_image) for _ in captions]
+    pairs = Captions([caption for captions in of_image for caption in captions], [truth.words[place] for place in places])
+    best = [0.0] * len(of_image)
+    for place, value in zip(places, score_captions(pairs, [metric])[score].per_image.tolist()):
+        best[place] = max(best[place], value)
     return best

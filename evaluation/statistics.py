@@ -1,12 +1,12 @@
 """How sure a score is: bootstrap intervals over images, and a paired test of two systems.
 
-N images, S sums a metric needs of each image, R draws. A metric is a function of sums over images, so that a draw of images costs one
-matrix product whatever the metric. CIDEr's document frequencies stay those of the whole set.
+N images, S sums that a metric needs of each image, R draws. A metric is a function of sums over images, so a draw of images costs one
+matrix product for any metric. CIDEr's document frequencies stay those of the whole set.
 """
 
 import dataclasses
 
-CHUNK = 64  # draws at a time: bounds the memory
+CHUNK = 64  # draws computed together, which bounds the memory
 
 
 @dataclasses.dataclass
@@ -14,13 +14,21 @@ class Metric:
     """One score and what it is made of."""
 
     value: float
-    per_image: object  # float64 [N]: the score of each image by itself
+    per_image: object  # float64 [N], the score of each image alone
     sums: object  # float64 [N, S]
-    combine: object  # float64 [..., S], sums over images → [...]: the score
+    combine: object  # float64 [..., S], sums over images -> [...], the score
 
 
 def mean_metric(per_image, value=None):
-    """A metric that is the mean of its images' scores → Metric. per_image: [N]; value: the mean, where the library gave one."""
+    """Make a metric that is the mean of its images' scores.
+
+    Args:
+        per_image: [N] float.
+        value: the mean, where the library has computed it.
+
+    Returns:
+        Metric.
+    """
     import numpy as np
 
     per_image = np.asarray(per_image, np.float64)
@@ -29,7 +37,7 @@ def mean_metric(per_image, value=None):
 
 
 def _draw_images(count, draws, rng):
-    """How often each image is drawn: float64 [draws, count]."""
+    """Draw `count` images with replacement, `draws` times. Returns how often each is drawn, float64 [draws, count]."""
     import numpy as np
 
     return np.stack([np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(draws)]).astype(np.float64)
@@ -40,9 +48,15 @@ def _chunks(draws):
 
 
 def bootstrap(metrics, draws=1000, seed=0):
-    """95 % percentile intervals over images drawn with replacement (Efron 1979) → dict of name → (low, high).
+    """Compute 95 % percentile intervals over images drawn with replacement (Efron 1979).
 
-    metrics: dict of name → Metric, all of the same images.
+    Args:
+        metrics: dict of name to Metric, all of the same images.
+        draws: number of draws.
+        seed: seed of the draws.
+
+    Returns:
+        dict of name to (low, high).
     """
     import numpy as np
 
@@ -56,11 +70,20 @@ def bootstrap(metrics, draws=1000, seed=0):
 
 
 def compare(first, second, draws=1000, seed=0):
-    """Compare two systems on the same images → dict of name → {"difference", "interval", "p_value"}; difference: second - first.
+    """Compare two systems on the same images.
 
-    The interval is a paired bootstrap's (the same drawn images for both). The p-value is two-sided, of approximate randomisation (Noreen
-    1989; arXiv:cs/0008005 uses it for text): the two captions of each image change places by the toss of a coin, and p is the share
-    of tosses, counting the one seen, with a difference at least as large. first, second: dicts of name → Metric, images in one order.
+    The interval is a paired bootstrap: both systems get the same drawn images. The two-sided p-value is by approximate randomization
+    (Noreen 1989; arXiv:cs/0008005 uses it for text): each image's two captions are swapped by the toss of a coin, and p is the share of
+    tosses, the observed one included, whose difference is at least as large.
+
+    Args:
+        first: dict of name to Metric.
+        second: the same for the other system, images in the same order.
+        draws: number of draws, and of tosses.
+        seed: seed of both.
+
+    Returns:
+        dict of name to {"difference", "interval", "p_value"}; the difference is second - first.
     """
     import numpy as np
 

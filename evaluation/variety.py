@@ -1,15 +1,20 @@
-"""What a set of captions is like, without looking at what is true: how many differ, how many are new, how long, how repetitive."""
+"""What captions are like, without looking at the references: how many differ, how many are new, how long, how repetitive."""
 
 NGRAMS = (2, 3, 4)
 
 
 def describe_captions(captions, train_captions=None, ended=None):
-    """→ dict of plain values.
+    """Describe a set of captions.
 
-    captions: list of str, words separated by single spaces; train_captions: the same of the training set, or None;
-    ended: list of bool, whether a caption ended by its stop token, or None where that is not known.
-    distinct, distinct_share: different captions; novel_share: not a training caption; vocabulary: different words; mean_length: words;
-    repeated_2grams … 4grams: share of captions in which so many words in a row occur twice; empty: captions without a word.
+    Args:
+        captions: list of str, words separated by single spaces.
+        train_captions: the same of the training set, or None.
+        ended: list of bool, whether each caption ended with its stop token; None where that is not known.
+
+    Returns:
+        dict of plain values. distinct, distinct_share: different captions; novel_share: captions that are not in the training set;
+        vocabulary: different words; mean_length: words; repeated_2grams to repeated_4grams: share of captions with an n-gram that
+        occurs twice; empty: captions without a word.
     """
     words = [caption.split() for caption in captions]
     summary = {
@@ -30,6 +35,6 @@ def describe_captions(captions, train_captions=None, ended=None):
 
 
 def repeats_ngram(words, size):
-    """Whether some `size` words in a row occur more than once in a list of words."""
+    """Return whether a list of words has an n-gram of `size` words twice."""
     grams = [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
     return len(set(grams)) < len(grams)

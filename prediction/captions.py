@@ -1,29 +1,81 @@
-"""Captions of many embeddings, batch by batch, with the decoding that a command line asks for."""
+"""Captions of many embeddings: decoded batch by batch, reranked by CLIP, printed and written. predict.py and evaluate.py share this."""
 
-from common import UserError
+import csv
+import json
+
+from common import UserError, replace_file, utf8_text
+
+RERANK_BLOCK = 4096  # embeddings projected together
+SUFFIXES = (".csv", ".jsonl", ".json")  # of write_captions
+TEXT_PREFIX = "A photo depicts "  # CLIPScore, arXiv:2104.08718, section 3.1: put before every caption
 
 
 def add_decoding_options(parser):
-    """Add the options of decoding, which predict.py and evaluate.py share."""
+    """Add the options of decoding to a parser."""
     group = parser.add_argument_group("decoding")
-    group.add_argument("--decoding", choices=("beam", "greedy", "sample"), default="beam")
-    group.add_argument("--beam_size", type=int, default=5)
-    group.add_argument("--entry_length", type=int, default=67, help="most tokens of a caption (default 67)")
-    group.add_argument("-T", "--temperature", type=float, default=1.0, help="divides the logits; 0 or less means 1")
-    group.add_argument("--top_p", type=float, default=1.0, help="sampling: keep the likeliest tokens that add up to this (default 1: all)")
-    group.add_argument("--stop_token", help="token that ends a caption, where not the checkpoint's")
-    group.add_argument("--num_captions", type=int, default=1, help="captions an image, best first, with their scores")
-    group.add_argument("--seed", type=int, default=0, help="of all that is drawn at random")
-    group.add_argument("--no_repeat_ngram_size", type=int, default=0, metavar="N", help="no N tokens in a row twice (default 0: allowed)")
-    group.add_argument("--length_penalty", type=float, default=1.0, help="rank by sum / length ** this; above 1: longer (default 1)")
-    group.add_argument("--min_length", type=int, default=0, help="tokens before a caption may stop (default 0)")
-    group.add_argument("--text_prompt", metavar="TEXT", help="text that every caption begins with")
+    group.add_argument("--decoding", choices=("beam", "greedy", "sample"), default="beam", help="how to decode (default beam)")
+    group.add_argument("--beam_size", type=int, default=5, metavar="N", help="number of beams (default 5)")
+    group.add_argument("--entry_length", type=int, default=67, metavar="N", help="longest caption, in tokens (default 67)")
+    group.add_argument("--num_captions", type=int, default=1, metavar="N", help="captions per image, best first (default 1)")
+    group.add_argument("-T", "--temperature", type=float, default=1.0, help="divide the logits by this; 0 or less means 1 (default 1)")
+    group.add_argument("--top_p", type=float, default=1.0, metavar="P",
+                       help="sampling: keep the likeliest tokens whose probabilities add up to this (default 1: all)")  # fmt: skip
+    group.add_argument("--seed", type=int, default=0, help="seed of everything random (default 0)")
+    group.add_argument("--text_prompt", metavar="TEXT", type=utf8_text, help="text that every caption begins with (default none)")
+    group.add_argument("--stop_token", metavar="TEXT", type=utf8_text,
+                       help="token that ends a caption, such as . (default: the checkpoint's)")  # fmt: skip
+    group.add_argument("--min_length", type=int, default=0, metavar="N", help="shortest caption, in tokens (default 0)")
+    group.add_argument("--no_repeat_ngram_size", type=int, default=0, metavar="N",
+                       help="forbid repeating any n-gram of this many tokens (default 0: allowed)")  # fmt: skip
+    group.add_argument("--length_penalty", type=float, default=1.0, metavar="X",
+                       help="rank beams by log-probability / length ** X; above 1 favours longer captions (default 1)")  # fmt: skip
 
 
-def caption_all(model, embeddings, options, return_ended=False):
-    """Caption every embedding, batch by batch → list (one an image) of lists of (text, score), best first.
+def add_running_options(parser):
+    """Add the options of how a script runs to a parser; returns their group."""
+    group = parser.add_argument_group("running")
+    group.add_argument("--device", default="auto", help="cuda, mps, cpu or auto, the best that is available (default auto)")
+    group.add_argument("--batch_size", type=int, default=32, metavar="N", help="images decoded together (default 32)")
+    group.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no",
+                       help="precision of the language model; no means float32 (default no)")  # fmt: skip
+    group.add_argument("--gpt2_type", metavar="NAME", help="language model to use instead of the checkpoint's")
+    return group
 
-    return_ended: (text, score, whether it ended by its stop token) instead.
+
+def load_captioner(path, gpt2_type, device, mixed_precision):
+    """Load a checkpoint, its language model in the precision that was asked for.
+
+    Args:
+        path: as models.checkpoints.load_checkpoint takes it.
+        gpt2_type: language model instead of the checkpoint's, or None.
+        device: torch.device.
+        mixed_precision: "no", "bf16" or "fp16".
+
+    Returns:
+        ClipCaptionModel.
+    """
+    import torch
+
+    from models.checkpoints import load_checkpoint
+
+    model = load_checkpoint(path, gpt2_type, device)
+    if mixed_precision != "no":
+        model.gpt.to({"bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision])
+    return model
+
+
+def caption_all(model, embeddings, options, num_captions=None, return_ended=False):
+    """Caption every embedding, batch by batch.
+
+    Args:
+        model: ClipCaptionModel.
+        embeddings: [N, D] or [N, L, D] tensor or MappedEmbeddings.
+        options: what add_decoding_options and add_running_options read.
+        num_captions: captions per image, if not the option's.
+        return_ended: add to each caption whether it ended with the stop token.
+
+    Returns:
+        List of N lists of (text, score), best first; with return_ended, (text, score, ended).
     """
     from tqdm import tqdm
 
@@ -40,7 +92,7 @@ def caption_all(model, embeddings, options, return_ended=False):
             temperature=options.temperature,
             top_p=options.top_p,
             stop_token=options.stop_token,
-            num_captions=options.num_captions,
+            num_captions=num_captions or options.num_captions,
             seed=options.seed + start,
             no_repeat_ngram_size=options.no_repeat_ngram_size,
             length_penalty=options.length_penalty,
@@ -56,6 +108,120 @@ def check_width(model, width, source, checkpoint):
     config = model.config
     if width != config.clip_width:
         raise UserError(
-            f"{source} gives {width}-wide embeddings; {checkpoint} wants {config.clip_width} ({config.encoder or 'encoder unknown'}). "
-            f"Take features of that encoder, or a checkpoint trained on these."
+            f"{source} gives {width}-wide embeddings; {checkpoint} expects {config.clip_width} ({config.encoder or 'encoder unknown'}). "
+            f"Use features of that encoder, or a checkpoint trained on these."
         )
+
+
+# -- Reranking by CLIP -----------------------------------------------------------------------------------------------------
+
+
+def require_text_tower(name, device, wish):
+    """Load the text tower of an encoder. Raises UserError where it has none; wish: what needs it, for the error."""
+    from models.encoders import pick_device
+    from models.encoders.text import load_text_tower
+
+    tower = load_text_tower(name, pick_device(device))
+    if tower is None:
+        raise UserError(f"{name} has no text tower, which {wish} needs. Use features and a checkpoint of a CLIP, or leave it out.")
+    return tower
+
+
+def embed_captions(tower, captions):
+    """Embed captions in the joint space, CLIPScore's words before each except for sounds. Returns float32 [N, J] on the CPU."""
+    prefix = "" if tower.name.startswith("clap:") else TEXT_PREFIX
+    return tower.encode_text([prefix + caption for caption in captions]).cpu().float()
+
+
+def caption_and_rerank(model, embeddings, options, encoder):
+    """Caption every embedding and put the caption that CLIP finds most similar to the image first.
+
+    Args:
+        model: ClipCaptionModel.
+        embeddings: [N, D], as the encoder gives them.
+        options: as caption_all takes them. --beam_size captions per image are decoded, or --num_captions if that is more.
+        encoder: its name.
+
+    Returns:
+        List of N lists of (text, score); the scores stay mean log-probabilities.
+
+    Raises:
+        UserError: the encoder has no text tower.
+    """
+    tower = require_text_tower(encoder, options.device, "--rerank clip")
+    captions = caption_all(model, embeddings, options, num_captions=max(options.beam_size, options.num_captions))
+    return rerank(captions, embeddings, tower, options.num_captions)
+
+
+def rerank(captions, embeddings, tower, kept):
+    """Order each image's captions by their cosine with the image; equally similar ones keep their order.
+
+    Args:
+        captions: list of N lists of (text, score).
+        embeddings: [N, D].
+        tower: models.encoders.text.TextTower.
+        kept: captions to keep per image.
+
+    Returns:
+        List of N lists of (text, score).
+    """
+    import torch
+
+    texts = list(dict.fromkeys(text for several in captions for text, _ in several))
+    encoded = dict(zip(texts, embed_captions(tower, texts)))
+    blocks = (embeddings[start : start + RERANK_BLOCK] for start in range(0, len(embeddings), RERANK_BLOCK))  # may be on disk
+    images = torch.cat([tower.project(block.float()).cpu() for block in blocks])
+    ordered = []
+    for image, several in zip(images, captions):
+        ordered.append(sorted(several, key=lambda one: -float(encoded[one[0]] @ image))[:kept])
+    return ordered
+
+
+# -- Output ----------------------------------------------------------------------------------------------------------------
+
+
+def write_captions(path, ids, names, columns, captions):
+    """Write captions in the format that the suffix of `path` names.
+
+    Args:
+        path: name of a .csv, .jsonl or .json file.
+        ids: image_id of each image.
+        names: file name of each image.
+        columns: name of each checkpoint.
+        captions: [checkpoint][image] -> list of (text, score).
+    """
+    rows = [
+        {"image_id": image_id, "file": name, "checkpoint": column, "rank": rank, "caption": text, "score": round(score, 6)}
+        for image, (image_id, name) in enumerate(zip(ids, names))
+        for column, of_checkpoint in zip(columns, captions)
+        for rank, (text, score) in enumerate(of_checkpoint[image], start=1)
+    ]
+    with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        if path.endswith(".jsonl"):
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        elif path.endswith(".json"):
+            results = [{"image_id": row["image_id"], "caption": row["caption"]} for row in rows if row["rank"] == 1]
+            json.dump(results, file, ensure_ascii=False)
+        else:
+            _write_csv(file, ids, names, columns, captions)
+
+
+def _write_csv(file, ids, names, columns, captions):
+    """Write one line per image and rank, with two columns for each checkpoint."""
+    writer = csv.writer(file)
+    texts, scores = (["caption"], ["score"]) if len(columns) == 1 else (columns, [f"score {column}" for column in columns])
+    writer.writerow(["image_id", "file", "rank", *(heading for pair in zip(texts, scores) for heading in pair)])
+    for image, (image_id, name) in enumerate(zip(ids, names)):
+        for rank in range(len(captions[0][image])):
+            cells = [cell for of_checkpoint in captions for cell in of_checkpoint[image][rank]]
+            writer.writerow([image_id, name, rank + 1, *cells])
+
+
+def print_captions(names, columns, captions, num_captions):
+    """Print captions, with scores where there are several per image; arguments as for write_captions."""
+    for image, name in enumerate(names):
+        print(name)
+        for column, of_checkpoint in zip(columns, captions):
+            label = f"  {column}: " if len(columns) > 1 else "  "
+            for text, score in of_checkpoint[image]:
+                print(f"{label}{text}" + (f"  ({score:.3f})" if num_captions > 1 else ""))

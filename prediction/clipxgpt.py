@@ -1,22 +1,33 @@
-"""CLIPxGPT's command line: its options, where its weights are looked for, and what it says and writes."""
+"""CLIPxGPT's command line: its options, where its weights are looked for, what it prints and writes."""
 
 from pathlib import Path
+
+from common import UserError
 
 
 def add_clipxgpt_options(parser):
     """Add CLIPxGPT's options to predict.py's; -I, -C and -T are shared with the rest."""
-    group = parser.add_argument_group("CLIPxGPT's weights")
-    group.add_argument("-S", "--size", choices=("S", "L"), help="where weights are looked for: weights/small or weights/large (default S)")
-    group.add_argument("-R", "--res-path", default="./data/result/prediction", help="folder for {picture}-R{S|L}.jpg, with the caption")
+    group = parser.add_argument_group("CLIPxGPT's published weights")
+    group.add_argument("-S", "--size", choices=("S", "L"), help="look in weights/small or weights/large for the checkpoint (default S)")
+    group.add_argument("-R", "--res-path", default="./data/result/prediction", metavar="FOLDER",
+                       help="folder for {picture}-R{S|L}.jpg, pictures with captions (default ./data/result/prediction)")  # fmt: skip
 
 
 def find_checkpoints(names, size):
-    """What --checkpoint names → list of paths or names as load_checkpoint takes them.
+    """Find the checkpoints that --checkpoint names.
 
-    A name that is nowhere else is looked for in weights/small|large/. Without any, they are CLIPxGPT's published weights.
-    Raises UserError saying what to download when these are not here.
+    A name that is nowhere else is looked for in weights/small|large/. Without any name, CLIPxGPT's published weights are meant.
+
+    Args:
+        names: list of str.
+        size: "S", "L" or None.
+
+    Returns:
+        List of paths or names as load_checkpoint takes them.
+
+    Raises:
+        UserError: CLIPxGPT's weights are not here; the message says what to download.
     """
-    from common import UserError
     from models.published.clipxgpt import find_clipxgpt
     from models.weights import find_weights
 
@@ -30,20 +41,24 @@ def find_checkpoints(names, size):
             except UserError:
                 if size:
                     raise
-                # without --size it need not be CLIPxGPT's: load_checkpoint says what is missing
+                # Without --size it may be another checkpoint: load_checkpoint says what is missing.
         found.append(name)
     return found
 
 
-def show_generated(model, pictures, captions, folder):
-    """Print `Generated Caption: "…"` for each picture, and write {stem}-R{S|L}.jpg, the picture under its caption, into `folder`."""
+def write_titled(model, pictures, captions, folder):
+    """Write {stem}-R{S|L}.jpg into `folder` for each picture: the picture under its caption."""
     from models.encoders.images import read_image
     from reports.plots import plot_titled
 
     letter = "L" if model.config.clip_width >= 1024 else "S"
     for picture, ((text, _), *_) in zip(pictures, captions):
+        plot_titled(read_image(picture), text, Path(folder) / f"{Path(picture).stem}-R{letter}.jpg")
+
+
+def print_generated(pictures, captions):
+    """Print `Generated Caption: "..."` for each picture."""
+    for picture, ((text, _), *_) in zip(pictures, captions):
         if len(pictures) > 1:
             print(picture)
         print(f'Generated Caption: "{text}"')
-        plot_titled(read_image(picture), text, Path(folder) / f"{Path(picture).stem}-R{letter}.jpg")
-    print(f"wrote {folder}")

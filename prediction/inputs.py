@@ -1,14 +1,26 @@
-"""What predict.py and evaluate.py caption: pictures or sounds, found and encoded."""
+"""What predict.py captions: pictures or sounds, found and encoded, or a feature file. N images, D width, L vectors per image."""
 
-import re
+import dataclasses
 from pathlib import Path
 
 from common import UserError
 from features.audio import SOUND_SUFFIXES, is_sound
+from features.image_ids import name_images
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm"}
+WORTH_WORKERS = 128  # files; fewer are read before worker processes have started
 
-WORTH_WORKERS = 128  # files: fewer are read before workers have started
+
+@dataclasses.dataclass
+class Inputs:
+    """Images to be captioned, in one order."""
+
+    ids: list  # N image_ids
+    names: list  # N str, what to print
+    embeddings: list  # for each checkpoint its [N, D] or [N, L, D]
+    paths: list  # N files; empty for a feature file
+    encoder: str | None = None  # the encoder that a feature file names
+    are_sounds: bool = False
 
 
 def check_names(names):
@@ -19,31 +31,47 @@ def check_names(names):
 
 
 def find_pictures(names, sounds=False):
-    """Expand files and folders → list of Path, a folder's pictures sorted by name; or its sounds, for a captioner of sounds.
+    """List files and the files in folders.
 
-    Raises UserError for a missing name, a folder without any, and a file named as the other kind is.
+    Args:
+        names: paths of files and folders.
+        sounds: look for sounds instead of pictures.
+
+    Returns:
+        List of Path, those of a folder sorted.
+
+    Raises:
+        UserError: a name is missing, a folder holds none, or a file is of the other kind.
     """
+    return find_files(names, sounds)[0]
+
+
+def find_files(names, sounds):
+    """List files as find_pictures does. Returns their paths, and for each the folder it was found under or None."""
     check_names(names)
     thing, suffixes = ("sound", set(SOUND_SUFFIXES)) if sounds else ("picture", PICTURE_SUFFIXES)
-    found = []
+    paths, folders = [], []
     for name in map(Path, names):
         if name.is_dir():
             inside = sorted(path for path in name.rglob("*") if path.suffix.lower() in suffixes)
             if not inside:
                 raise UserError(f"folder {name} holds no {thing}; expected files ending in {', '.join(sorted(suffixes))}.")
-            found += inside
+            paths += inside
+            folders += [name] * len(inside)
         elif (name.suffix.lower() in PICTURE_SUFFIXES) if sounds else is_sound(name):
             other = "picture" if sounds else "sound"
             raise UserError(f"{name} is a {other}; this checkpoint captions {thing}s. Give {thing}s, or a checkpoint trained on {other}s.")
         else:
-            found.append(name)
-    return found
+            paths.append(name)
+            folders.append(None)
+    return paths, folders
 
 
 def audio_of(models, checkpoints):
-    """How each model's sounds become its encoder's input, from its config → list, all None for captioners of pictures.
+    """Return each model's sound settings, all None for captioners of pictures.
 
-    Raises UserError when some of the models caption sounds and others pictures.
+    Raises:
+        UserError: some of the models caption sounds and others pictures.
     """
     audio = [model.config.audio for model in models]
     if any(audio) and not all(audio):
@@ -52,22 +80,76 @@ def audio_of(models, checkpoints):
     return audio
 
 
-def image_id_of(path):
-    """The id of a picture: COCO's number where the name carries one (COCO_val2014_000000391895.jpg → 391895), else the stem.
+def read_features(path, checkpoints):
+    """Read the images of a feature file that have captions.
 
-    Of a sound it is the name with its suffix, as Clotho's captions name it.
+    Args:
+        path: feature file or directory.
+        checkpoints: the checkpoints that will caption them.
+
+    Returns:
+        Inputs; embeddings of a directory stay in their files.
     """
-    if is_sound(path):
-        return path.name
-    number = re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", path.stem)
-    return int(number[1]) if number else path.stem
+    import numpy as np
+
+    from features.embeddings import MappedEmbeddings
+    from features.store import load_features
+
+    features = load_features(path)
+    rows, first = np.unique(features.caption_rows, return_index=True)
+    embedding = features.clip_embedding
+    if len(rows) < len(embedding):
+        embedding = embedding.select(rows) if isinstance(embedding, MappedEmbeddings) else embedding[rows]
+    ids = [features.captions[int(number)]["image_id"] for number in first]
+    return Inputs(ids, [str(image_id) for image_id in ids], [embedding] * len(checkpoints), [], features.meta.get("encoder"))
 
 
-def encode_pictures(paths, encoder, batch_size, skipped, num_workers=None):
-    """Encode pictures or sounds → float32 [N, D] tensor ([N, L, D] without pooling) and the paths that could be read.
+def encode_files(paths, folders, encoders, are_sounds, say, **options):
+    """Encode pictures or sounds, once with each encoder; files that one of them cannot read are left out.
 
-    The others go to `skipped` with the reason. num_workers: processes that read; None: by cores for a GPU that is given WORTH_WORKERS files
-    or more, else none.
+    Args:
+        paths: files.
+        folders: for each the folder it was found under, or None.
+        encoders: for each checkpoint its encoder, which may be the same object.
+        are_sounds: whether the files are sounds.
+        say: function that takes one line about each file left out.
+        options: batch_size and num_workers, as encode_pictures takes them.
+
+    Returns:
+        Inputs.
+
+    Raises:
+        UserError: no file can be read.
+    """
+    ids, encoded, skipped = name_images(paths, folders), {}, {}
+    for encoder in encoders:
+        if id(encoder) not in encoded:
+            embedding, read = encode_pictures(paths, encoder, skipped, **options)
+            encoded[id(encoder)] = (embedding, {path: row for row, path in enumerate(read)})
+    for path, reason in skipped.items():
+        say(f"skipped {path}: {reason}")
+    kept = [place for place, path in enumerate(paths) if path not in skipped]
+    if not kept:
+        raise UserError(f"none of the {len(paths)} {'sounds' if are_sounds else 'pictures'} could be read.")
+    ids, paths = [ids[place] for place in kept], [paths[place] for place in kept]
+    embeddings = []
+    for embedding, rows in (encoded[id(encoder)] for encoder in encoders):
+        embeddings.append(embedding[[rows[path] for path in paths]])  # joined by file: encoders may skip different ones
+    return Inputs(ids, [str(path) for path in paths], embeddings, paths, are_sounds=are_sounds)
+
+
+def encode_pictures(paths, encoder, skipped, batch_size, num_workers=None):
+    """Encode pictures or sounds.
+
+    Args:
+        paths: files.
+        encoder: models.encoders Encoder or features.audio SoundEncoder.
+        skipped: dict that takes path -> reason of files that cannot be read.
+        batch_size: files encoded together.
+        num_workers: processes that read files. None: by cores, for at least WORTH_WORKERS files on a GPU, else none.
+
+    Returns:
+        float32 [N, D] tensor on the CPU, or [N, L, D] without pooling; the N paths that could be read.
     """
     import torch
     from tqdm import tqdm
@@ -87,16 +169,3 @@ def encode_pictures(paths, encoder, batch_size, skipped, num_workers=None):
     if embeddings and embeddings[0].dim() == 3:
         return pad_vectors(embeddings), read
     return torch.cat(embeddings) if embeddings else torch.empty(0, encoder.width), read
-
-
-def captioned_rows(features):
-    """The images of a feature file that have captions → their embeddings (left in their files, if they lie in a directory), list of ids."""
-    import numpy as np
-
-    from features.embeddings import MappedEmbeddings
-
-    rows, first = np.unique(features.caption_rows, return_index=True)
-    embedding = features.clip_embedding
-    if len(rows) < len(embedding):
-        embedding = embedding.select(rows) if isinstance(embedding, MappedEmbeddings) else embedding[rows]
-    return embedding, [features.captions[int(number)]["image_id"] for number in first]

@@ -1,1 +1,1 @@
-"""What is read afterwards: metrics and plots."""
+"""What shows a run afterwards: plots, grids of pictures, and a page."""

@@ -1,18 +1,25 @@
-"""What a captioner looks at: which prefix vector each word of a caption attends to, and which words each prefix vector resembles.
+"""What a captioner looks at: the prefix vectors that each word of a caption attends to, and the words that each prefix vector resembles.
 
-P prefix_length, T tokens of the caption, E language-model width, V vocabulary.
+P prefix_length, T tokens of the caption, E width of the language model, V vocabulary.
 """
 
-LAST_LAYERS = 4  # attention is averaged over so many of the last layers
+LAST_LAYERS = 4  # attention is averaged over this many last layers
 NEAREST = 3  # words named for each prefix vector
 
 
 def explain_caption(model, clip_embedding, caption):
-    """→ dict with words (T str), attention (float32 [T, P], rows add up to 1) and nearest (P lists of (word, cosine)).
+    """Measure what each token of a caption attends to.
 
-    model: a captioner with encode_prefix, gpt and tokenizer; clip_embedding: [1, D]; caption: str of at least one token.
-    A row is the attention of the position that the word is predicted at, mean over heads and the last layers, to the prefix alone.
-    The language model computes with eager attention meanwhile, since the fused one gives no weights.
+    The attention is that of the position where the token is predicted, averaged over heads and the last layers, and limited to the
+    prefix. The language model runs with eager attention meanwhile, because fused attention returns no weights.
+
+    Args:
+        model: a captioner with encode_prefix, gpt and tokenizer.
+        clip_embedding: [1, D].
+        caption: text of at least one token.
+
+    Returns:
+        dict with words (T str), attention (float32 array [T, P], each row sums to 1) and nearest (P lists of (word, cosine)).
     """
     import torch
 
@@ -34,7 +41,5 @@ def explain_caption(model, clip_embedding, caption):
         normalize = torch.nn.functional.normalize
         cosines = normalize(prefix[0].float(), dim=-1) @ normalize(table.float(), dim=-1).T  # [P, V]
         values, tokens = cosines.topk(NEAREST, dim=-1)
-    nearest = [
-        [(tokenizer.decode([token]).strip(), value) for token, value in zip(*row)] for row in zip(tokens.tolist(), values.tolist())
-    ]
+    nearest = [[(tokenizer.decode([token]).strip(), value) for token, value in zip(*row)] for row in zip(tokens.tolist(), values.tolist())]
     return {"words": [tokenizer.decode([token]).strip() for token in ids], "attention": attention.cpu().numpy(), "nearest": nearest}

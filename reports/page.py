@@ -1,8 +1,8 @@
-"""HTML of a report: one page that holds all it shows and asks nobody for anything. Whatever comes from a run is escaped here."""
+"""HTML of a report: one page that holds everything it shows and requests nothing. Whatever comes from a run is escaped here."""
 
 import html
 
-# The page may show what it holds and nothing else: no scripts, no requests, whatever a caption says.
+# The page may show only what it holds: no scripts and no requests, whatever a caption says.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
@@ -22,12 +22,12 @@ img.curves { width: 100%; max-width: 820px; }
 
 
 def text(value):
-    """Any value as escaped text."""
+    """Escape any value as text."""
     return html.escape(str(value).encode("utf-8", "replace").decode(), quote=True)
 
 
 def page(title, parts):
-    """A whole page. title: str; parts: HTML made by the functions here."""
+    """Make a whole page of parts, which are HTML made by the functions here."""
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{text(title)}</title>'
     body = "\n".join(part for part in parts if part)
     head = f"<head>{head}<style>{STYLE}</style></head>"
@@ -35,28 +35,28 @@ def page(title, parts):
 
 
 def section(title, *parts):
-    """A headed section, or nothing where it would be empty."""
+    """Make a section with a heading; an empty string where it has no content."""
     body = "\n".join(part for part in parts if part)
     return f"<section><h2>{text(title)}</h2>\n{body}</section>" if body else ""
 
 
 def paragraph(value, kind=""):
-    """A paragraph. kind: "note" or "warning"."""
+    """Make a paragraph. kind: "", "note" or "warning"."""
     return f'<p class="{kind}">{text(value)}</p>' if kind else f"<p>{text(value)}</p>"
 
 
 def code(value):
-    """A command line or other text as it stands."""
+    """Show a command line or other text as it is."""
     return f"<pre>{text(value)}</pre>"
 
 
 def folded(title, body):
-    """A part that is folded up until it is asked for."""
+    """Make a part that the reader can unfold."""
     return f"<details><summary>{text(title)}</summary>\n{body}</details>" if body else ""
 
 
 def table(headings, rows):
-    """A table; cells that are numbers stand to the right. headings: list of str, or None; rows: lists of values."""
+    """Make a table whose columns of numbers are aligned right. headings: list of str, or None; rows: lists of values."""
     if not rows:
         return ""
     numeric = [all(_is_number(row[place]) for row in rows) for place in range(len(rows[0]))]
@@ -74,13 +74,17 @@ def _is_number(value):
 
 
 def image(uri, alt, kind):
-    """A picture that the page holds. uri: a data URI."""
+    """Make a picture of a data URI. kind: its CSS class."""
     assert uri.startswith("data:image/")
     return f'<img class="{kind}" src="{uri}" alt="{text(alt)}">'
 
 
 def cards(several):
-    """Pictures with captions: list of dicts with image_id, caption, references (list), and maybe uri, score and note."""
+    """Show pictures with captions.
+
+    Args:
+        several: list of dicts with image_id, caption and, where known, references (list), uri and note.
+    """
     made = []
     for one in several:
         picture = image(one["uri"], f"image {one['image_id']}", "") if one.get("uri") else ""

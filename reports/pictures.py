@@ -1,4 +1,4 @@
-"""Pictures of a report: found by name or id in a folder, and made small enough to stand in a page. Sounds: a picture of the same stem."""
+"""Pictures of a report: found in folders by name or id, and made small enough for a page. For a sound, a picture of the same stem."""
 
 import base64
 import io
@@ -7,16 +7,16 @@ from pathlib import Path
 from common import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".JPG", ".JPEG", ".PNG")
-LONGEST_SIDE = 320  # pixels of a picture in a page
-PLOTTED = 12  # pictures of a grid
-WIDEST = 40_000_000  # pixels of a file that is opened at all
+LONGEST_SIDE = 320  # pixels, of a picture in a page
+PLOTTED = 12  # pictures in a grid
+MOST_PIXELS = 40_000_000  # larger files are not opened
 
 
 class PictureFolders:
-    """Folders in which pictures are looked for, subfolders included."""
+    """Folders to look for pictures in, subfolders included."""
 
     def __init__(self, folders):
-        """Raises UserError when one of `folders` is not there."""
+        """List the pictures in `folders`. Raises UserError when one of them does not exist."""
         self.by_name, self.by_stem = {}, {}
         for folder in map(Path, folders):
             if not folder.is_dir():
@@ -27,7 +27,11 @@ class PictureFolders:
                     self.by_stem.setdefault(path.stem, path)
 
     def find(self, image_id, file_name=None):
-        """The picture of an image → its path, or None: by file name, else by id as it stands, in twelve digits, or as COCO names it."""
+        """Find the picture of an image: by its file name, else by its id as it is, in twelve digits, or as COCO names it.
+
+        Returns:
+            Path, or None where there is none.
+        """
         if file_name:
             name = Path(str(file_name))
             return self.by_name.get(name.name) or self.by_stem.get(name.stem)
@@ -41,12 +45,12 @@ class PictureFolders:
 
 
 def open_picture(path):
-    """A picture → PIL, RGB, upright, at most LONGEST_SIDE pixels a side; None where it cannot be read."""
+    """Open a picture as upright RGB, at most LONGEST_SIDE pixels per side. Returns a PIL image, or None where it cannot be read."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            if image.width * image.height > WIDEST:
+            if image.width * image.height > MOST_PIXELS:
                 return None
             image = ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -56,7 +60,7 @@ def open_picture(path):
 
 
 def picture_uri(path):
-    """A picture as a data URI, small; None where it cannot be read."""
+    """Make a small data URI of a picture. Returns None where it cannot be read."""
     image = open_picture(path)
     if image is None:
         return None
@@ -66,28 +70,34 @@ def picture_uri(path):
 
 
 def data_uri(content, media_type):
-    """bytes → "data:…", which a page holds in place of a link."""
+    """Make the data URI of some bytes, which a page holds instead of a link."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def plot_scored(keys, predictions, references, folders, path):
+def plot_examples(examples, folders, path):
     """Draw a grid of the first images whose pictures are found, each with its caption and a reference.
 
-    keys: the images in their order; predictions: dict of key → Prediction; references: References. Raises UserError where no picture
-    is found.
+    Args:
+        examples: list of (image_id, file name or None, caption, reference).
+        folders: where the pictures are.
+        path: where the grid goes.
+
+    Raises:
+        UserError: no picture is found.
     """
     from reports.plots import plot_captions
 
     found = PictureFolders(folders)
     images, texts = [], []
-    for key in keys:
-        where = found.find(predictions[key].image_id, references.file_names.get(key))
+    for image_id, file_name, caption, reference in examples:
+        where = found.find(image_id, file_name)
         image = open_picture(where) if where else None
         if image is not None:
             images.append(image)
-            texts.append([predictions[key].captions[0], f"true: {references.captions[key][0]}"])
+            texts.append([caption, f"reference: {reference}"])
         if len(images) == PLOTTED:
             break
     if not images:
-        raise UserError(f"none of the {len(keys):,} images has a picture in {' '.join(map(str, folders))}. Give the folder they are in.")
+        searched = " ".join(map(str, folders))
+        raise UserError(f"none of the {len(examples):,} images has a picture in {searched}. Give the folder they are in.")
     plot_captions(images, texts, path)

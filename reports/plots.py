@@ -1,4 +1,4 @@
-"""Pictures of a run: loss and learning rate; photographs with their captions; scores; what a caption's words attend to."""
+"""Plots of a run: loss and learning rate, pictures with their captions, scores, and what the words of a caption attend to."""
 
 import math
 import tempfile
@@ -7,9 +7,12 @@ from pathlib import Path
 
 from common import replace_file
 
+# Validation curves that have their own panel: name in the log, label, color.
+PANELS = (("val_cider", "CIDEr x 100\n(sample)", "tab:purple"), ("val_gap", "grounding gap\n(nats per token)", "tab:red"))
+
 
 def _figure(**kwargs):
-    """A matplotlib figure that needs no display and leaves the user's pyplot alone."""
+    """Make a matplotlib figure that needs no display and leaves the user's pyplot alone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -25,9 +28,12 @@ def _save(figure, path, dpi):
 
 
 def plot_training(lines, title, path):
-    """Draw loss (nats a token) and learning rate over optimiser steps; below, where there are any, CIDEr and grounding gap.
+    """Draw loss and learning rate over optimizer steps and, below, CIDEr and grounding gap where they were measured.
 
-    lines: list of dicts with step, loss and lr, or with step and val_loss, maybe val_cider and val_gap; path: where the picture goes.
+    Args:
+        lines: list of dicts with step, loss and lr, or with step, val_loss and, where measured, val_cider and val_gap.
+        title: heading of the plot.
+        path: where it goes.
     """
     panels = [(name, label, color) for name, label, color in PANELS if any(name in line for line in lines)]
     figure = _figure(figsize=(8, 4.5 + 2 * len(panels)))
@@ -36,7 +42,7 @@ def plot_training(lines, title, path):
     curves += _draw_curve(axes, lines, "val_loss", color="tab:green", label="validation loss")
     rate_axes = axes.twinx()
     curves += _draw_curve(rate_axes, lines, "lr", color="tab:orange", linestyle="--", label="learning rate", marker=None)
-    axes.set(ylabel="loss (nats a token)", title=title.replace("$", r"\$"))
+    axes.set(ylabel="loss (nats per token)", title=title.replace("$", r"\$"))
     axes.grid(alpha=0.3)
     rate_axes.set_ylabel("learning rate")
     rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
@@ -46,16 +52,12 @@ def plot_training(lines, title, path):
         below.set_ylabel(label)
         below.set_ylim(bottom=min(0, below.get_ylim()[0]))
         below.grid(alpha=0.3)
-    figure.axes[len(panels)].set_xlabel("optimiser step")
+    figure.axes[len(panels)].set_xlabel("optimizer step")
     _save(figure, path, dpi=120)
 
 
-# Curves of validation that have a panel of their own: name in the log, label, colour.
-PANELS = (("val_cider", "CIDEr × 100\n(sample)", "tab:purple"), ("val_gap", "grounding gap\n(nats a token)", "tab:red"))
-
-
 def _draw_curve(axes, lines, name, **style):
-    """Draw one figure of the log where it stands → the curve in a list, an empty one where it stands nowhere."""
+    """Draw one value of the log over steps. Returns the curves drawn: a list of one, or of none where no line has the value."""
     scale = 100 if name == "val_cider" else 1
     points = [(line["step"], scale * line[name]) for line in lines if name in line]
     if not points:
@@ -65,9 +67,13 @@ def _draw_curve(axes, lines, name, **style):
 
 
 def plot_captions(images, captions, path, columns=4):
-    """Draw a grid of pictures, each with its caption(s) below.
+    """Draw a grid of pictures, each with its captions below.
 
-    images: list of PIL pictures; captions: list of lists of str, in the same order; path: where the grid goes.
+    Args:
+        images: list of PIL images.
+        captions: list of lists of str, in the same order.
+        path: where the grid goes.
+        columns: pictures per row.
     """
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
@@ -84,7 +90,7 @@ def plot_captions(images, captions, path, columns=4):
 
 
 def show_captions(images, captions, columns=4):
-    """The grid of plot_captions for a notebook → IPython.display.Image, which shows itself where it ends a cell."""
+    """Draw the grid of plot_captions for a notebook. Returns an IPython.display.Image, shown where it is the last line of a cell."""
     from IPython.display import Image
 
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +102,11 @@ def show_captions(images, captions, columns=4):
 def plot_histogram(values, title, label, path):
     """Draw how often each score occurs, with the mean marked.
 
-    values: list of float, one a caption; label: what they are; path: where the picture goes.
+    Args:
+        values: list of float, one per caption.
+        title: heading of the plot.
+        label: what the values are.
+        path: where the plot goes.
     """
     mean = sum(values) / len(values)
     figure = _figure(figsize=(7, 4))
@@ -110,9 +120,14 @@ def plot_histogram(values, title, label, path):
 
 
 def plot_explanation(words, attention, nearest, title, path):
-    """Draw the attention of a caption's words to the prefix vectors, each of which is labelled with the words nearest to it.
+    """Draw the attention of a caption's words to the prefix vectors, each labelled with the words nearest to it.
 
-    words: T str; attention: [T, P], each row adds up to 1; nearest: P lists of (word, cosine); path: where the picture goes.
+    Args:
+        words: T str.
+        attention: [T, P] array, each row sums to 1.
+        nearest: P lists of (word, cosine).
+        title: heading of the plot.
+        path: where the plot goes.
     """
     count, length = attention.shape
     figure = _figure(figsize=(3 + 0.45 * length, 2.6 + 0.3 * count))
@@ -128,7 +143,7 @@ def plot_explanation(words, attention, nearest, title, path):
 
 
 def plot_titled(image, title, path):
-    """Draw one picture with its caption above. image: PIL; title: str; path: where the drawing goes."""
+    """Draw one PIL image with its caption above."""
     figure = _figure(figsize=(6, 6 * image.height / image.width + 0.8) if image.height < 3 * image.width else (6, 18))
     axes = figure.subplots()
     axes.imshow(image)

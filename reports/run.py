@@ -1,12 +1,12 @@
-"""One page that shows a run: settings, curves, scores, its best and worst captions, samples while training, and how it was made.
+"""Show a run on one page: settings, curves, scores, best and worst captions, samples during training, and how it was made.
 
   python -m reports.run ./coco_train/                                            # writes ./coco_train/coco_prefix_report.html
   python -m reports.run ./coco_train/ --images data/coco/val2014/ --out report.html
   python -m reports.run ./coco_train/ --scores ./elsewhere/scores.json
 
-Scores are those that evaluate.py --out wrote: every .json in OUT_DIR that holds scores, or --scores. Pictures are found in --images by
-the names or ids of the images; for a sound, a picture of the same stem (its spectrogram). The page holds all it shows, asks no network
-for anything and runs nothing.
+Scores are what evaluate.py --out wrote: every .json file in OUT_DIR that holds scores, or those given with --scores. Pictures are found in
+--images by the names or ids of the images; for a sound, a picture of the same stem (its spectrogram). The page holds everything it shows:
+it loads nothing from a network and runs no script.
 """
 
 import json
@@ -18,13 +18,13 @@ from common import Parser, UserError, one_line_errors, replace_file
 from reports import page
 from reports.pictures import PictureFolders, data_uri, picture_uri
 
-SHOWN = 8  # best captions, and worst ones
+SHOWN = 8  # best captions, and as many of the worst
 METRICS = "_metrics.jsonl"
 INTERVAL = "95 % interval"
 
 
 def find_run(out_dir, prefix):
-    """The stem of the run's files in a folder → str. Raises UserError when there is none, or several to choose from."""
+    """Find the stem of the run's files in a folder. Raises UserError when there is none, or several and no prefix."""
     out_dir = Path(out_dir)
     if not out_dir.is_dir():
         raise UserError(f"no folder {out_dir}; expected the --out_dir of train.py.")
@@ -41,7 +41,7 @@ def find_run(out_dir, prefix):
 
 
 def read_json(path):
-    """A JSON file → its content. Raises UserError where it is none."""
+    """Read a JSON file. Raises UserError where there is none."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -51,7 +51,7 @@ def read_json(path):
 
 
 def read_lines(path):
-    """The lines of a .jsonl file → list of dicts; what a running job has not finished writing is left out."""
+    """Read a .jsonl file as a list of dicts; a last line that a running job has not finished is left out."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -62,7 +62,14 @@ def read_lines(path):
 
 
 def find_scores(out_dir, given):
-    """Score files → list of (path, content): those given, or those in the folder. Raises UserError when a given one is something else."""
+    """Read the score files that were given, or else those in the folder.
+
+    Returns:
+        List of (path, content).
+
+    Raises:
+        UserError: a file that was given holds no scores.
+    """
     found = []
     for path in map(Path, given) if given else sorted(Path(out_dir).glob("*.json")):
         content = read_json(path) if given or path.stat().st_size else None
@@ -74,7 +81,7 @@ def find_scores(out_dir, given):
 
 
 def draw_curves(lines, title):
-    """The curves of a run as a picture that the page holds."""
+    """Draw the curves of a run as a picture in the page."""
     from reports.plots import plot_training
 
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +91,7 @@ def draw_curves(lines, title):
 
 
 def show_settings(config):
-    """What the model is, and what the command asked for."""
+    """Show what the model is, and the options of the command."""
     model, made_by = config.get("model", {}), config.get("made_by", {})
     plain = [[name, _plain(value)] for name, value in model.items() if value is not None and name not in ("gpt_config", "base")]
     arguments = [[f"--{name}", _plain(value)] for name, value in made_by.get("arguments", {}).items() if value not in (None, [], False)]
@@ -92,14 +99,14 @@ def show_settings(config):
 
 
 def show_progress(lines):
-    """The last losses and the validations, in words and in a table."""
+    """Show the last loss and a table of the validations."""
     losses, validated = ([line for line in lines if name in line] for name in ("loss", "val_loss"))
     parts = []
     if losses:
         last = losses[-1]
-        parts.append(page.paragraph(f"Step {last['step']:,}, epoch {last['epoch']}: loss {last['loss']:.4f} nats a token."))
+        parts.append(page.paragraph(f"Step {last['step']:,}, epoch {last['epoch']}: loss {last['loss']:.4f} nats per token."))
     if validated:
-        names = {"val_loss": "loss", "val_gap": "grounding gap", "val_cider": "CIDEr × 100 (sample)", "val_distinct": "distinct"}
+        names = {"val_loss": "loss", "val_gap": "grounding gap", "val_cider": "CIDEr x 100 (sample)", "val_distinct": "distinct"}
         names["val_ended"] = "ended"
         shown = [line | ({"val_cider": 100 * line["val_cider"]} if "val_cider" in line else {}) for line in validated]
         rows = [[f"{line['step']:,}", line["epoch"], *(_figure(line.get(name)) for name in names)] for line in shown]
@@ -110,14 +117,14 @@ def show_progress(lines):
 
 
 def show_scores(path, content, folders):
-    """One score file: its table, and its best and worst captions."""
+    """Show one score file: its table, and its best and worst captions."""
     intervals = content.get("intervals", {})
-    between = {name: " … ".join(f"{100 * end:.2f}" for end in ends) for name, ends in intervals.items()}
+    between = {name: " to ".join(f"{100 * end:.2f}" for end in ends) for name, ends in intervals.items()}
     rows = [[name, f"{100 * value:.2f}", between.get(name, "")] for name, value in content["scores"].items()]
     variety = [[name.replace("_", " "), _figure(value)] for name, value in content.get("captions", {}).items()]
     about = f"{content.get('images', '?')} images, split {content.get('split') or 'not named'}, words by {content.get('tokeniser')}"
     parts = [page.paragraph(f"{about}; {content.get('predictions')} against {content.get('references')}.")]
-    parts += [page.table(["score × 100", "", INTERVAL], rows), page.folded("what the captions are like", page.table(None, variety))]
+    parts += [page.table(["score x 100", "", INTERVAL], rows), page.folded("what the captions are like", page.table(None, variety))]
     for domain, values in content.get("domains", {}).items():
         parts.append(page.paragraph(f"{domain}: " + ", ".join(f"{name} {_figure(value)}" for name, value in values.items())))
     beside = path.with_name(Path(str(content["predictions_file"])).name)
@@ -129,7 +136,7 @@ def show_scores(path, content, folders):
 
 
 def show_extremes(rows, folders):
-    """The best and the worst captions by CIDEr (else by the first score there is), with pictures where they are found."""
+    """Show the best and the worst captions by CIDEr, or by the first score without it, with the pictures that are found."""
     rows = [row for row in rows if row.get("metrics")]
     if not rows:
         return ""
@@ -151,7 +158,7 @@ def show_extremes(rows, folders):
 
 
 def show_samples(samples, folders):
-    """The sample captions of the last validation, and folded up those of the earlier ones."""
+    """Show the sample captions of the last validation, and folded those of the earlier ones."""
     steps = sorted({row["step"] for row in samples})
     if not steps:
         return ""
@@ -169,11 +176,11 @@ def show_samples(samples, folders):
         page.folded(f"step {step:,}", page.table(headings, [[row["image_id"], row["reference"], row["caption"]] for row in rows_of(step)]))
         for step in steps[:-1]
     ]
-    return page.paragraph(f"After step {steps[-1]:,}, greedily:") + page.cards(last) + page.folded("earlier ones", "".join(earlier))
+    return page.paragraph(f"After step {steps[-1]:,}, decoded greedily:") + page.cards(last) + page.folded("earlier ones", "".join(earlier))
 
 
 def show_origin(config, scores):
-    """Commands, seeds, versions and digests of the run and of its scores."""
+    """Show commands, seeds, versions and digests of the run and of its scores."""
     made = [("train.py", config.get("made_by", {})), *((path.name, content.get("made_by", {})) for path, content in scores)]
     parts = []
     for title, one in made:
@@ -196,7 +203,14 @@ def _figure(value):
 
 
 def build_report(out_dir, prefix=None, scores=(), images=()):
-    """The report of a run → HTML. out_dir, prefix, scores, images: as the options. Raises UserError when something is not there."""
+    """Make the report of a run. Arguments are the options of the same names.
+
+    Returns:
+        HTML, str.
+
+    Raises:
+        UserError: something is missing.
+    """
     out_dir, stem, folders = Path(out_dir), find_run(out_dir, prefix), PictureFolders(images)
     found = find_scores(out_dir, scores)
     lines, samples = read_lines(out_dir / f"{stem}{METRICS}"), read_lines(out_dir / f"{stem}_samples.jsonl")
@@ -206,8 +220,8 @@ def build_report(out_dir, prefix=None, scores=(), images=()):
     parts += [show_scores(path, content, folders) for path, content in found]
     if not found:
         how = f"python evaluate.py --data val.pkl --checkpoint {out_dir / stem}_best.pt --out {out_dir / 'scores.json'}"
-        parts.append(page.section("Scores", page.paragraph("None yet. This makes them:"), page.code(how)))
-    parts.append(page.section("Captions while training", show_samples(samples, folders)))
+        parts.append(page.section("Scores", page.paragraph("None yet. This command computes them:"), page.code(how)))
+    parts.append(page.section("Captions during training", show_samples(samples, folders)))
     parts.append(page.section("Settings", show_settings(config)))
     parts.append(page.section("How it was made", show_origin(config, found)))
     return page.page(f"{stem} in {out_dir}", parts)
@@ -215,12 +229,13 @@ def build_report(out_dir, prefix=None, scores=(), images=()):
 
 @one_line_errors
 def main(argv=None):
+    """Read what a run left, make the page, write it."""
     parser = Parser(prog="python -m reports.run", description=__doc__)
     parser.add_argument("out_dir", metavar="OUT_DIR", help="the --out_dir of train.py")
-    parser.add_argument("--prefix", help="which run, where the folder holds several: the --prefix of train.py")
-    parser.add_argument("--out", help="the page to write (default {prefix}_report.html in OUT_DIR)")
-    parser.add_argument("--scores", nargs="+", default=[], metavar="FILE", help="what evaluate.py --out wrote (default: those in OUT_DIR)")
-    parser.add_argument("--images", nargs="+", default=[], metavar="FOLDER", help="where the pictures are")
+    parser.add_argument("--prefix", help="the --prefix of the run, where the folder holds several")
+    parser.add_argument("--out", metavar="FILE", help="page to write (default {prefix}_report.html in OUT_DIR)")
+    parser.add_argument("--scores", nargs="+", default=[], metavar="FILE", help="files of evaluate.py --out (default: all in OUT_DIR)")
+    parser.add_argument("--images", nargs="+", default=[], metavar="FOLDER", help="folders of the pictures")
     options = parser.parse_args(argv)
     out = options.out or Path(options.out_dir) / f"{find_run(options.out_dir, options.prefix)}_report.html"
     content = build_report(options.out_dir, options.prefix, options.scores, options.images)

@@ -1,8 +1,6 @@
 """What the tests of evaluate.py share: how it is run, and a small set of references and predictions."""
 
 import json
-import sys
-import types
 
 import pytest
 
@@ -54,14 +52,14 @@ def write_coco():
 
 
 def stand_in_tower(mini_demo, monkeypatch):
-    """Let models.encoders.text give the mini demo's own CLIP, through OpenAI's library, as text tower of every encoder but "tinyvit"."""
+    """Make the mini demo's own CLIP, through OpenAI's library, the text tower of every encoder but "tinyvit"."""
     import clip
     import torch
 
     model, _ = clip.load(str(mini_demo / "weights/demo_clip.pt"), device="cpu")
 
     class Tower:
-        asked = []
+        name, asked = "ViT-B/32", []
 
         def encode_text(self, texts):
             self.asked += texts
@@ -71,7 +69,5 @@ def stand_in_tower(mini_demo, monkeypatch):
         def project(self, clip_embedding):
             return torch.nn.functional.normalize(clip_embedding.float(), dim=-1)
 
-    stand_in = types.ModuleType("models.encoders.text")
-    stand_in.load_text_tower = lambda name, device="cpu": None if name == "tinyvit" else Tower()
-    monkeypatch.setitem(sys.modules, "models.encoders.text", stand_in)
+    monkeypatch.setattr("models.encoders.text.load_text_tower", lambda name, device="cpu": None if name == "tinyvit" else Tower())
     return Tower

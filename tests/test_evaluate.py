@@ -76,7 +76,7 @@ def test_equal_runs_write_equal_files(coco, workdir):
 def test_without_options_meteor_is_among_the_scores_and_the_table_names_what_they_hang_on(coco, workdir, capsys):
     run("--predictions", "predictions.json", "--references", "captions_val2017.json", "--out", "scores.json")
     printed = capsys.readouterr().out
-    assert "4 images, 2.0 references each (2 to 2), split val, words by PTB" in printed
+    assert "4 images, 2.0 references per image (2 to 2), split val, words by PTB" in printed
     assert all(name in printed for name in ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr"))
     found = read(workdir / "scores.json")
     assert found["scores"]["BLEU-4"] == pytest.approx(1, abs=1e-6) and found["split"] == "val"
@@ -101,7 +101,7 @@ def test_two_files_are_compared_on_the_same_images(coco, workdir, capsys):
 def test_images_without_a_prediction_are_left_out_and_said_so(coco, capsys):
     write("few.json", [{"image_id": "000000000003", "caption": "A cat."}, {"image_id": 1, "caption": "A surfer."}])
     run("--predictions", "few.json", "--references", "captions_val2017.json", *FAST)
-    assert "2 images have references and no prediction: they are left out" in capsys.readouterr().out
+    assert "2 images have references but no prediction: they are left out" in capsys.readouterr().out
 
 
 def test_clotho_captions_are_references_with_or_without_the_suffix(workdir):

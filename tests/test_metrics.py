@@ -1,13 +1,16 @@
 """Scores: worked out by hand, equal to pycocoevalcap's own classes on real captions, and what is added to them."""
 
+import dataclasses
 import json
 import math
+import os
 import re
 import subprocess
 
 import numpy as np
 import pytest
 
+import evaluate
 from common import UserError
 from evaluation import metrics, statistics, tokens
 from evaluation.clipscore import clip_scores
@@ -25,8 +28,12 @@ METRICS = ("bleu", "meteor", "rouge", "cider")
 WITHOUT_METEOR = ("bleu", "rouge", "cider")  # whose Java takes many seconds
 
 
+def score(candidates, references, names):
+    return metrics.score_captions(metrics.Captions(candidates, references), names)
+
+
 def bleu4(candidates, references):
-    return metrics.score_captions(candidates, references, ["bleu"])["BLEU-4"].value
+    return score(candidates, references, ["bleu"])["BLEU-4"].value
 
 
 def test_bleu_by_hand_one_word_wrong():
@@ -72,9 +79,9 @@ def test_cider_by_hand_too_short_and_a_word_of_every_image():
 
 def test_predictions_equal_to_a_reference_score_as_the_metrics_define():
     references = [["a man rides a wave", "someone surfs"], ["two dogs play in a park"], ["a cat"]]
-    found = metrics.score_captions([several[0] for several in references], references, ["bleu", "rouge"])
+    found = score([several[0] for several in references], references, ["bleu", "rouge"])
     assert found["ROUGE-L"].value == 1 and all(found[f"BLEU-{n}"].value == pytest.approx(1, abs=1e-6) for n in (1, 2, 3, 4))
-    nothing = metrics.score_captions(["x y z"] * 3, references, ["bleu", "rouge", "cider"])
+    nothing = score(["x y z"] * 3, references, ["bleu", "rouge", "cider"])
     assert all(metric.value == pytest.approx(0, abs=1e-3) for metric in nothing.values())
 
 
@@ -137,7 +144,7 @@ def scored(request, shared_data):
     candidates[60] = references[60][0]
     words, truth = ours(candidates, references)
     meteor = request.getfixturevalue("meteor") if "meteor" in request.param else None
-    return candidates, references, meteor, words, truth, metrics.score_captions(words, truth, request.param)
+    return candidates, references, meteor, words, truth, score(words, truth, request.param)
 
 
 @needs_java
@@ -152,7 +159,7 @@ def test_a_subset_scores_as_if_it_stood_alone(scored):
     candidates, references, meteor, words, truth, found = scored
     for places in ([*range(0, 120, 3)], [7], [3, 2, 60, 61]):
         expected = theirs([candidates[place] for place in places], [references[place] for place in places], meteor)
-        subset = metrics.score_subset(found, places, words, truth)
+        subset = metrics.score_subset(found, metrics.Captions(words, truth), places)
         for name, (value, _) in expected.items():
             assert subset[name].value == pytest.approx(value, abs=1e-6), (name, places)
 
@@ -161,7 +168,7 @@ def test_a_subset_scores_as_if_it_stood_alone(scored):
 @needs_java
 def test_every_metric_equals_pycocoevalcaps_on_all_of_val2017(shared_data, meteor):
     candidates, references = coco(shared_data)
-    assert_equal_to_theirs(metrics.score_captions(*ours(candidates, references), METRICS), theirs(candidates, references, meteor))
+    assert_equal_to_theirs(score(*ours(candidates, references), METRICS), theirs(candidates, references, meteor))
 
 
 @needs_java
@@ -183,9 +190,37 @@ def test_meteors_java_ends_with_the_scoring_even_when_it_breaks(monkeypatch):
 
     monkeypatch.setattr("pycocoevalcap.meteor.meteor.subprocess.Popen", start)
     monkeypatch.setattr("pycocoevalcap.meteor.meteor.METEOR_JAR", "no such file.jar")
-    with pytest.raises(UserError, match="METEOR"):
-        metrics.score_captions(["a cat"], [["a dog"]], ["meteor"])
+    with pytest.raises(UserError, match="METEOR.*Unable to access jarfile"):
+        score(["a cat"], [["a dog"]], ["meteor"])
     assert len(started) == 1 and started[0].poll() is not None
+
+
+def test_java_counts_in_english_whatever_the_users_locale(monkeypatch):
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Xss4m -Duser.language=de")
+    monkeypatch.delenv("_JAVA_OPTIONS", raising=False)
+    made = tokens.java_environment()
+    assert made["JAVA_TOOL_OPTIONS"].startswith("-Xss4m -Duser.language=de -Duser.language=en -Duser.country=US")
+    assert made["_JAVA_OPTIONS"].startswith("-Duser.language=en")
+    assert "_JAVA_OPTIONS" not in os.environ
+
+
+@pytest.mark.slow
+@needs_java
+@pytest.mark.parametrize("setting", ["JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS"])
+def test_meteor_is_the_same_under_a_locale_with_a_decimal_comma(monkeypatch, setting):
+    pairs = ["a cat sits on a mat", "two dogs"], [["a cat sat on the mat"], ["three dogs run"]]
+    expected = score(*pairs, ["meteor"])["METEOR"].per_image.tolist()
+    monkeypatch.setenv(setting, "-Duser.language=de -Duser.country=DE")
+    assert score(*pairs, ["meteor"])["METEOR"].per_image.tolist() == expected
+
+
+@needs_java
+def test_a_failing_java_is_quoted(monkeypatch):
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Xms900000G")
+    with pytest.raises(UserError, match="METEOR.*[Hh]eap"):
+        score(["a cat"], [["a dog"]], ["meteor"])
+    with pytest.raises(UserError, match="tokenizer.*[Hh]eap"):
+        tokens.tokenize(["a cat"])
 
 
 def test_without_java_words_are_told_apart_plainly_and_meteor_is_left_out(monkeypatch):
@@ -210,11 +245,35 @@ def test_spice_without_its_models_is_the_users_error(monkeypatch):
 
 def test_spider_is_the_mean_of_spice_and_cider(monkeypatch):
     """SPICE's models cannot be had here: its call is replaced, what is made of it is not."""
-    monkeypatch.setattr(metrics, "_score_spice", lambda truth, results: statistics.mean_metric([0.25, 0.75]))
-    found = metrics.score_captions(["a b c d", "e f g h"], [["a b c d"], ["e f x h"]], ["spider"])
+    spice = dataclasses.replace(metrics.METRICS["spice"], compute=lambda *_: {"SPICE": statistics.mean_metric([0.25, 0.75])})
+    monkeypatch.setitem(metrics.METRICS, "spice", spice)
+    captions = metrics.Captions(["a b c d", "e f g h"], [["a b c d"], ["e f x h"]])
+    found = metrics.score_captions(captions, ["spider"])
+    assert list(found) == ["CIDEr", "SPICE", "SPIDEr"]
     assert found["SPIDEr"].value == pytest.approx((0.5 + found["CIDEr"].value) / 2)
     cider = found["CIDEr"].per_image
     assert found["SPIDEr"].per_image.tolist() == pytest.approx([(0.25 + cider[0]) / 2, (0.75 + cider[1]) / 2])
+    alone = metrics.score_subset(found, captions, [1])
+    assert alone["CIDEr"].value == 0 and alone["SPICE"].value == 0.75 and alone["SPIDEr"].value == 0.375
+
+
+def test_a_metric_is_one_entry_that_options_and_scores_follow(monkeypatch):
+    """A new entry is a choice of --metrics, is in its help, and is scored; what the house knows of it stands in the entry alone."""
+
+    def length(captions, _):
+        return {"Length": statistics.mean_metric([len(one.split()) for one in captions.words])}
+
+    monkeypatch.setitem(metrics.METRICS, "length", metrics.MetricEntry("words of a caption", ("Length",), length))
+    options = evaluate.build_parser().parse_args(["--metrics", "length"])
+    assert options.metrics == ["length"]
+    assert "length: words of a caption" in " ".join(evaluate.build_parser().format_help().split())
+    assert score(["a b", "a b c d"], [["a"], ["b"]], options.metrics)["Length"].value == 3
+    assert metrics.usable_metrics(["length"], print) == ["length"]
+
+
+def test_choices_of_the_histogram_are_those_published():
+    assert list(metrics.HISTOGRAMS) == ["bleu1", "bleu2", "bleu3", "bleu4", "rouge", "cider"]
+    assert metrics.HISTOGRAMS["bleu4"] == ("bleu", "BLEU-4") and metrics.HISTOGRAMS["rouge"] == ("rouge", "ROUGE-L")
 
 
 # -- How sure a score is ---------------------------------------------------------------------------------------------------
@@ -230,16 +289,16 @@ REFERENCES = [list(pair) for pair in zip(random_captions(1), random_captions(2))
 
 def test_a_drawn_set_of_images_scores_as_bleu_of_that_set():
     candidates = random_captions(3)
-    found = metrics.score_captions(candidates, REFERENCES, ["bleu", "rouge"])
+    found = score(candidates, REFERENCES, ["bleu", "rouge"])
     for seed in range(5):
         drawn = np.random.default_rng(seed).integers(0, 60, 60)
-        again = metrics.score_captions([candidates[place] for place in drawn], [REFERENCES[place] for place in drawn], ["bleu", "rouge"])
+        again = score([candidates[place] for place in drawn], [REFERENCES[place] for place in drawn], ["bleu", "rouge"])
         for name, metric in found.items():
             assert float(metric.combine(np.bincount(drawn, minlength=60) @ metric.sums)) == pytest.approx(again[name].value, abs=1e-9)
 
 
 def test_intervals_repeat_with_their_seed_and_hold_the_score():
-    found = metrics.score_captions(random_captions(3), REFERENCES, ["bleu", "rouge", "cider"])
+    found = score(random_captions(3), REFERENCES, ["bleu", "rouge", "cider"])
     intervals = statistics.bootstrap(found, draws=500, seed=1)
     assert intervals == statistics.bootstrap(found, draws=500, seed=1) != statistics.bootstrap(found, draws=500, seed=2)
     for name, (low, high) in intervals.items():
@@ -250,9 +309,9 @@ def test_intervals_repeat_with_their_seed_and_hold_the_score():
 
 
 def test_the_paired_test_tells_a_better_system_from_an_equal_one():
-    first = metrics.score_captions(random_captions(3), REFERENCES, ["bleu", "rouge"])
+    first = score(random_captions(3), REFERENCES, ["bleu", "rouge"])
     better = [texts[0] if place % 2 else caption for place, (caption, texts) in enumerate(zip(random_captions(3), REFERENCES))]
-    found = statistics.compare(first, metrics.score_captions(better, REFERENCES, ["bleu", "rouge"]), draws=400, seed=0)
+    found = statistics.compare(first, score(better, REFERENCES, ["bleu", "rouge"]), draws=400, seed=0)
     for one in found.values():
         assert one["difference"] > 0 and one["interval"][0] > 0 and one["p_value"] < 0.01
     same = statistics.compare(first, first, draws=100)

@@ -22,8 +22,7 @@ NASTY = "<script>document.title='taken'</script> & \"quotes\" 'n <img src=x oner
 @pytest.fixture
 def run_folder(workdir, monkeypatch):
     """out/, as train.py and evaluate.py leave it: one run, one file of scores, captions with HTML in them; and photos/ with pictures."""
-    for module in ("evaluation.tokens", "evaluation.scoring"):  # the plain tokeniser is the sooner one
-        monkeypatch.setattr(f"{module}.java_is_here", lambda: False)
+    monkeypatch.setattr("evaluation.tokens.java_is_here", lambda: False)  # the plain tokenizer takes less time
     truth = write_coco()
     content = json.loads(Path("captions_val2017.json").read_text())
     content["images"] = [{"id": key, "file_name": f"{key:012d}.jpg"} for key in truth]
@@ -70,7 +69,8 @@ def test_the_page_shows_the_run_and_escapes_it(run_folder, capsys):
     assert len(sources) == 3 and all(source.startswith("data:image/") for source in sources)  # curves, and two of four pictures
     assert read.words.count(NASTY) >= 7
     parts = ["Best captions by CIDEr", "Worst captions by CIDEr", "A surfer on a wave.", "BLEU-4", "hardly depend on their images"]
-    parts += ["Step 8, epoch 0: loss 1.6000", "prefix_length", "python evaluate.py --predictions", "SHA-256 of predictions.json"]
+    parts += ["Step 8, epoch 0: loss 1.6000 nats per token"]
+    parts += ["prefix_length", "python evaluate.py --predictions", "SHA-256 of predictions.json"]
     for part in parts:
         assert part in read.words, part
 

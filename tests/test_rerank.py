@@ -5,13 +5,15 @@ import torch
 
 import predict
 from evaluating import read, stand_in_tower
-from prediction.rerank import rerank
+from prediction.captions import rerank
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class PlainTower:
     """A text tower of three directions: a text points where its last word says."""
+
+    name = "any"
 
     def encode_text(self, texts):
         return torch.stack([torch.eye(3)["xyz".index(text[-1])] for text in texts])
@@ -22,9 +24,9 @@ class PlainTower:
 
 def test_the_nearest_caption_comes_first_and_equal_ones_keep_their_order():
     captions = [[("x", -1.0), ("y", -2.0), ("a z", -3.0), ("b z", -4.0)]]
-    found = rerank(captions, torch.tensor([[0.1, -0.5, 0.9]]), PlainTower(), "any", 4)
+    found = rerank(captions, torch.tensor([[0.1, -0.5, 0.9]]), PlainTower(), 4)
     assert found == [[("a z", -3.0), ("b z", -4.0), ("x", -1.0), ("y", -2.0)]]
-    assert rerank(captions, torch.tensor([[0.1, -0.5, 0.9]]), PlainTower(), "any", 1) == [found[0][:1]]
+    assert rerank(captions, torch.tensor([[0.1, -0.5, 0.9]]), PlainTower(), 1) == [found[0][:1]]
 
 
 def test_reranked_captions_lie_nearer_to_their_pictures(mini_demo, monkeypatch, workdir):
