@@ -19,7 +19,7 @@ import torch
 from common import UserError, replace_file
 from models.captioner import ClipCaptionModel
 from models.config import CaptionConfig
-from models.published.clipxgpt import check_vision
+from models.encoders.clipxgpt import check_vision
 from models.published.downloads import find_published
 from models.published.recognise import PUBLISHED_ALPHA, plain_state, recognise
 from models.tensors import read_tensors, save_tensors

@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 from common import UserError
@@ -15,10 +16,10 @@ from common import UserError
 HUB_NAMES = {"distilgpt2": "distilbert/distilgpt2"}
 HUB_NAMES |= {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 PROBE_SECONDS = 4  # an unreachable hub otherwise costs the library most of a minute a name
-# What torch and the model libraries raise on a file that holds something else.
-NOT_WEIGHTS = (
-    OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
-    struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
+# What readers of weights, images and archives raise on a file that is damaged or of another kind.
+READ_ERRORS = (
+    OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
+    MemoryError, struct.error, zlib.error, pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
 LANGUAGE_MODEL_FILES = "config.json, model.safetensors and the tokenizer's files (vocab.json and merges.txt, or tokenizer.json)"
 
@@ -62,7 +63,7 @@ def pick_file(found, names):
 
 
 def read_state(path):
-    """Weight file (.safetensors, or a state dict of torch) → dict of tensors. Runs nothing in the file; raises one of NOT_WEIGHTS."""
+    """Weight file (.safetensors, or a state dict of torch) → dict of tensors. Runs nothing in the file; raises one of READ_ERRORS."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -116,7 +117,7 @@ def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
             return load(str(folder), local_files_only=True)
         except UserError:
             raise
-        except (*NOT_WEIGHTS, SafetensorError) as error:
+        except (*READ_ERRORS, SafetensorError) as error:
             raise UserError(
                 f"{folder} holds no {what} that transformers reads: {first_line(error, 300)}. Expected what save_pretrained writes."
             ) from error

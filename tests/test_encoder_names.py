@@ -11,7 +11,7 @@ import tiny
 import tiny_towers
 from common import UserError
 from features.encoder_names import file_stem
-from models.encoders import BUILDERS, load_encoder
+from models.encoders import ENCODERS, load_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +48,7 @@ def test_a_hub_name_without_a_network_gives_one_line_that_says_what_to_do(workdi
 def test_a_wrong_name_says_what_there_is(workdir):
     with pytest.raises(UserError) as caught:
         load_encoder("resnet50")
-    assert all(family in str(caught.value) for family in BUILDERS)
+    assert all(family.pattern in str(caught.value) for family in ENCODERS.values())
     wrong = {
         "timm:vit_tiny_patch16_22": "Near: vit_tiny_patch16_224",
         "timm:vit_tiny_patch16_224.mine": "Known: vit_tiny_patch16_224.augreg_in21k",

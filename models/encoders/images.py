@@ -12,14 +12,14 @@ Suffixes are ignored: the content says what a file is. Of an animation the first
 
 import io
 import os
-import struct
 import threading
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from models.weights import READ_ERRORS
 
 # Ordinary formats first: PIL loads its rarer readers only when it comes to them.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "DIB")
@@ -35,11 +35,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What readers raise on damaged files.
-DAMAGED = (
-    OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, TypeError, AttributeError, AssertionError,
-    RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
-)  # fmt: skip
+DAMAGED = (*READ_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class UnreadableImage(ValueError):
