@@ -16,7 +16,7 @@ from common import UserError, replace_file
 from models.base_captioner import BaseCaptioner
 from models.captioner import ClipCaptionModel, Origin
 from models.config import CaptionConfig
-from models.published.clipxgpt import check_vision
+from models.encoders.clipxgpt import check_vision
 from models.published.downloads import find_published
 from models.published.recognise import plain_state, recognise
 from models.state_dicts import BASE, fill_captioner, trained_state

@@ -3,19 +3,13 @@
 import os
 import pickle
 import re
-import struct
 import zipfile
 from pathlib import Path
 
 import torch
 
 from common import UserError, replace_file
-
-# What torch and zipfile raise on a damaged file.
-DAMAGED = (
-    RuntimeError, EOFError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError, OSError, AssertionError,
-    zipfile.BadZipFile, struct.error,
-)  # fmt: skip
+from models.weights import READ_ERRORS
 
 
 def save_tensors(content, path):
@@ -46,7 +40,7 @@ def read_tensors(path):
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         found = f"asks for {wanted.group(1)}" if wanted else "is damaged, or holds more than tensors"
         raise UserError(f"{path} {found}; expected a state dict of tensors. Nothing in it was run.") from error
-    except DAMAGED as error:
+    except READ_ERRORS as error:
         reason = (str(error).splitlines() or ["ends early"])[0]
         raise UserError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}). Copy or download it again.") from error
 

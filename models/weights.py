@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 from common import UserError
@@ -15,10 +16,10 @@ from common import UserError
 HUB_NAMES = {"distilgpt2": "distilbert/distilgpt2"}
 HUB_NAMES |= {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 PROBE_SECONDS = 4  # the library itself waits most of a minute per name for an unreachable hub
-# What torch and the model libraries raise on a file of another kind.
-NOT_WEIGHTS = (
-    OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
-    struct.error, pickle.UnpicklingError, zipfile.BadZipFile,
+# What readers of weights, images and archives raise on a file that is damaged or of another kind.
+READ_ERRORS = (
+    OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
+    MemoryError, struct.error, zlib.error, pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
 LANGUAGE_MODEL_FILES = "config.json, model.safetensors and the tokenizer's files (vocab.json and merges.txt, or tokenizer.json)"
 
@@ -64,7 +65,7 @@ def pick_file(found, names):
 def read_state(path):
     """Read a weight file (.safetensors, or a state dict of torch) as a dict of tensors, without running code from it.
 
-    Raises one of NOT_WEIGHTS.
+    Raises one of READ_ERRORS.
     """
     import torch
     from safetensors import SafetensorError
@@ -138,7 +139,7 @@ def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
             return load(str(folder), local_files_only=True)
         except UserError:
             raise
-        except (*NOT_WEIGHTS, SafetensorError) as error:
+        except (*READ_ERRORS, SafetensorError) as error:
             raise UserError(
                 f"{folder} holds no {what} that transformers reads: {first_line(error, 300)}. Expected what save_pretrained writes."
             ) from error

@@ -11,7 +11,8 @@ import tiny
 import tiny_towers
 from common import UserError
 from features.encoder_names import file_stem
-from models.encoders import BUILDERS, load_encoder
+from models.encoders import ENCODER_HELP, ENCODERS, Family, find_family, load_encoder
+from models.encoders.text import load_text_tower
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +49,9 @@ def test_a_hub_name_without_a_network_gives_one_line_that_says_what_to_do(workdi
 def test_a_wrong_name_says_what_there_is(workdir):
     with pytest.raises(UserError) as caught:
         load_encoder("resnet50")
-    assert all(family in str(caught.value) for family in BUILDERS)
+    for family in ENCODERS.values():
+        assert family.pattern in str(caught.value)
+        assert family.pattern in ENCODER_HELP
     wrong = {
         "timm:vit_tiny_patch16_22": "Near: vit_tiny_patch16_224",
         "timm:vit_tiny_patch16_224.mine": "Known: vit_tiny_patch16_224.augreg_in21k",
@@ -59,6 +62,22 @@ def test_a_wrong_name_says_what_there_is(workdir):
     for name, words in wrong.items():
         with pytest.raises(UserError, match=words):
             load_encoder(name)
+
+
+def test_the_documents_table_is_the_registry(root):
+    rows = [
+        f"| `{family.pattern}` | {family.about} | {family.width} | {'yes' if family.load_text else 'no'} |" for family in ENCODERS.values()
+    ]
+    lines = (root / "docs" / "encoders.md").read_text(encoding="utf-8").splitlines()
+    start = lines.index("| name | encoder and its embedding | width D | text tower |") + 2
+    assert lines[start : start + len(rows) + 1] == [*rows, ""]
+
+
+def test_a_new_family_is_one_entry(workdir, monkeypatch):
+    found = Family("mine:NAME", "my own", "7", build=lambda name, pooling: None, load_text=lambda name: None)
+    monkeypatch.setitem(ENCODERS, "mine", found)
+    assert find_family("mine:first") is found
+    assert load_text_tower("mine:first") is None
 
 
 def test_files_of_another_kind_are_refused_in_one_line(workdir):

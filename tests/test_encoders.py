@@ -10,7 +10,9 @@ from PIL import Image
 
 import tiny
 from common import UserError
-from models.encoders import CLIP_NAMES, TINYVIT, load_encoder
+from models.encoders import load_encoder
+from models.encoders.openai import CLIP_NAMES
+from models.encoders.timm import TINYVIT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,7 @@ import tiny
 import tiny_towers
 from common import UserError
 from models.encoders import load_encoder
-from models.encoders.text import load_text_tower
+from models.encoders.text import TEXT_PREFIX, embed_captions, load_text_tower, require_text_tower
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = tiny_towers.TEXTS
@@ -108,6 +108,18 @@ def test_encoders_without_a_text_side_have_no_tower(workdir):
         assert load_text_tower(name) is None
     with pytest.raises(UserError, match="no encoder and no file named nothing"):
         load_text_tower("nothing")
+
+
+def test_captions_get_clipscores_words_except_beside_sounds(workdir):
+    tiny_towers.save_hf_clip("clip")
+    tiny_towers.save_clap("clap")
+    for name, prefix in (("hf:clip", TEXT_PREFIX), ("clap:clap", ""), ("clap", "")):
+        tower = require_text_tower(name, "cpu", "clipscore")
+        assert torch.equal(embed_captions(tower, TEXTS), tower.encode_text([prefix + text for text in TEXTS]))
+        assert embed_captions(tower, []).shape == (0, tower.width)
+    tiny_towers.save_hf_dinov2("dino")
+    with pytest.raises(UserError, match="dino has no text tower, which --rerank clip needs"):
+        require_text_tower("dino", "cpu", "--rerank clip")
 
 
 def test_weights_without_their_text_tower_are_refused(workdir):

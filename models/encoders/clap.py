@@ -1,15 +1,16 @@
 """CLAP, a sound encoder of the Hugging Face hub: clap:REPO_OR_DIR."""
 
 from common import UserError
-from models.encoders.encoder import Tower, no_tokens
-from models.encoders.hugging_face import check_keys, expected_in, quiet
+from models.encoders.encoder import Encoder, Family, call_module, no_tokens
+from models.encoders.hugging_face import check_keys, expected_in, load_text, quiet
+from models.encoders.preprocess import Preprocess
 from models.weights import load_from_library
 
 AUDIO_FILES = "config.json, preprocessor_config.json and model.safetensors"
 
 
-def build_clap(name, pooling):
-    """clap:REPO_OR_DIR → Tower, D wide: CLAP's projected audio embedding, not normalised; modality "audio".
+def build(name, pooling):
+    """Build clap:REPO_OR_DIR: CLAP's projected audio embedding, not normalized.
 
     Its preprocess takes one window of a waveform. Looked up as hf: names are.
     """
@@ -18,23 +19,9 @@ def build_clap(name, pooling):
     if pooling == "none":
         raise no_tokens(name)
     model, extractor = load_from_library(_load_audio, name.removeprefix("clap:"), "CLAP model", AUDIO_FILES)
-
-    class Audio(torch.nn.Module):
-        """Log-mel pictures [B, C, T, F] → [B, D]."""
-
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, batch):
-            # No window is longer than the model takes. transformers would mark one at random as such, and fuse it with its own crops.
-            longer = torch.zeros(len(batch), 1, dtype=torch.bool, device=batch.device)
-            return model(input_features=batch, is_longer=longer).audio_embeds
-
-    preprocess = WaveformTransform(extractor)
     preprocessing = {
-        "sample_rate": preprocess.sample_rate,
-        "window_seconds": preprocess.most_samples / preprocess.sample_rate,
+        "sample_rate": extractor.sampling_rate,
+        "window_seconds": int(extractor.nb_max_samples) / extractor.sampling_rate,
         "mel_bins": extractor.feature_size,
         "hop_length": extractor.hop_length,
         "fft_window": extractor.fft_window_size,
@@ -42,48 +29,75 @@ def build_clap(name, pooling):
         "mel_filters": "htk" if extractor.truncation == "fusion" else "slaney",
         "short_windows": extractor.padding,
     }
-    return Tower(Audio().float().eval(), preprocess, preprocessing, model.config.projection_dim, "audio")
+    module, width = call_module(_encode, model), model.config.projection_dim
+    return Encoder(name, width, torch.device("cpu"), WaveformTransform(extractor), preprocessing, module, modality="audio")
 
 
-class WaveformTransform:
-    """A window of a mono waveform, [T] float32 at sample_rate → float32 [C, T', F] log-mel. Holds no weights."""
+def _encode(model, batch):
+    """Log-mel spectrograms [B, C, T, F] to [B, D]."""
+    import torch
 
-    def __init__(self, extractor):
-        self.extractor = extractor
-        self.sample_rate = extractor.sampling_rate
-        self.most_samples = int(extractor.nb_max_samples)
+    # No window is longer than the model takes. transformers would mark one at random as longer, and fuse it with its own crops.
+    longer = torch.zeros(len(batch), 1, dtype=torch.bool, device=batch.device)
+    return model(input_features=batch, is_longer=longer).audio_embeds
+
+
+class WaveformTransform(Preprocess):
+    """A window of a mono waveform to a log-mel spectrogram; `transform` is transformers' feature extractor."""
 
     def __call__(self, waveform):
-        """Raises ValueError for what is not one channel, empty or not finite, and for more than CLAP takes: it would crop at random."""
+        """Preprocess one window.
+
+        Args:
+            waveform: [T] float32 at the extractor's rate.
+
+        Returns:
+            [C, T', F] float32.
+
+        Raises:
+            ValueError: what is not one channel, is empty or not finite, or is longer than CLAP takes (it would crop at random).
+        """
         import numpy as np
 
-        if isinstance(waveform, (str, bytes)) or not hasattr(waveform, "__len__"):
+        if not isinstance(waveform, (np.ndarray, list, tuple)):
             raise ValueError(f"a {type(waveform).__name__}, not a waveform: this encoder takes sounds, cut into windows")
         waveform = np.asarray(waveform, np.float32)
+        rate, longest = self.transform.sampling_rate, int(self.transform.nb_max_samples)
         if waveform.ndim != 1 or not len(waveform):
             raise ValueError(f"a waveform of shape {waveform.shape}; expected one channel, [samples], at least one")
-        if len(waveform) > self.most_samples:
-            raise ValueError(f"a window of {len(waveform)} samples; CLAP takes {self.most_samples} at {self.sample_rate} Hz: cut it")
+        if len(waveform) > longest:
+            raise ValueError(f"a window of {len(waveform)} samples; CLAP takes {longest} at {rate} Hz: cut it")
         if not np.isfinite(waveform).all():
             raise ValueError("a waveform with NaN or infinity")
-        given = self.extractor(waveform, sampling_rate=self.sample_rate, return_tensors="pt")
-        return given["input_features"][0].float()
+        return self.transform(waveform, sampling_rate=rate, return_tensors="pt")["input_features"][0].float()
 
 
 def _load_audio(source, local_files_only):
-    """→ transformers' ClapAudioModelWithProjection, its feature extractor"""
+    """Load transformers' ClapAudioModelWithProjection and its feature extractor."""
     import torch
     from transformers import AutoConfig, AutoFeatureExtractor, ClapAudioModelWithProjection
 
     with quiet():
         config = AutoConfig.from_pretrained(source, local_files_only=local_files_only)
         if not config.model_type.startswith("clap"):
-            raise UserError(f"{source} is a {config.model_type}, not a CLAP model. For pictures write hf:{source}.")
+            raise UserError(f"{source} is a {config.model_type}, not a CLAP model. For images write hf:{source}.")
+        if "audio_config" in config.sub_configs:
+            config = config.audio_config
         model, info = ClapAudioModelWithProjection.from_pretrained(
-            source, config=getattr(config, "audio_config", config), local_files_only=local_files_only,
-            dtype=torch.float32, output_loading_info=True,
-        )  # fmt: skip
+            source, config=config, local_files_only=local_files_only, dtype=torch.float32, output_loading_info=True
+        )
         check_keys(source, "CLAP audio tower", info)
         with expected_in(source, "preprocessor_config.json"):
             extractor = AutoFeatureExtractor.from_pretrained(source, local_files_only=local_files_only)
     return model, extractor
+
+
+FAMILY = Family(
+    pattern="clap:REPO_OR_DIR",
+    about="CLAP, for sounds; projected audio embedding of a window of at most 10 s",
+    width="512",
+    build=build,
+    load_text=load_text,
+    takes_folder=lambda config: str(config.get("model_type")).startswith("clap"),
+    modality="audio",
+)

@@ -4,44 +4,45 @@ import contextlib
 from pathlib import Path
 
 from common import UserError
-from models.encoders.encoder import finish_tower
+from models.encoders.encoder import Family, TextParts, call_module, image_encoder
 from models.encoders.preprocess import Preprocess
 from models.weights import load_from_library
 
 VISION_FILES = "config.json, preprocessor_config.json and model.safetensors"
-VISION_TOWERS_ONLY = ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model")
+TEXT_FILES = "config.json, model.safetensors, tokenizer.json and tokenizer_config.json"
+ONE_TOWER = ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model", "clap_audio_model")
 
 
-def build_hf(name, pooling):
-    """hf:REPO_OR_DIR, or a folder with config.json → Tower, D wide: pooler_output, which for CLIP stands before the projection.
+def build(name, pooling):
+    """Build the vision tower of hf:REPO_OR_DIR, or of a folder with config.json: pooler_output, which for CLIP precedes the projection.
 
     Models whose weights come without a pooler give their class token. Without pooling: last_hidden_state.
     Looked up at data/weights/REPO/, in the library's cache, then on the hub.
     """
     model, processor, class_token = load_from_library(_load_vision, name.removeprefix("hf:"), "vision model", VISION_FILES)
-    told = processor.to_dict()
+    settings = processor.to_dict()
     packed = model.config.model_type == "siglip2_vision_model"
-    cropped = bool(told.get("do_center_crop"))
+    cropped = bool(settings.get("do_center_crop"))
     if packed:
-        size = resize = f"at most {told['max_num_patches']} patches of {told['patch_size']}"
+        size = resize = f"at most {settings['max_num_patches']} patches of {settings['patch_size']}"
     else:
-        resize = _side(told["size"])
-        size = _side(told["crop_size"]) if cropped else resize
+        resize = _side(settings["size"])
+        size = _side(settings["crop_size"]) if cropped else resize
     preprocessing = {
         "image_size": size,
         "resize": resize,
-        "interpolation": _interpolation(told.get("resample")),
+        "interpolation": _interpolation(settings.get("resample")),
         "crop": "center" if cropped else "none",
-        "mean": list(told["image_mean"]),
-        "std": list(told["image_std"]),
+        "mean": list(settings["image_mean"]),
+        "std": list(settings["image_std"]),
     }
     short_side = (resize if isinstance(resize, int) else min(resize)) if cropped and not packed else None
     preprocess = Preprocess(PackedTransform(processor) if packed else Transform(processor), short_side)
-    return finish_tower(name, vision_module(model, pooling, class_token, packed), preprocess, preprocessing, pooling)
+    return image_encoder(name, vision_module(model, pooling, class_token, packed), preprocess, preprocessing, pooling)
 
 
 class Transform:
-    """PIL RGB → [3, H, W], by an image processor of transformers."""
+    """An RGB PIL image to [3, H, W], by an image processor of transformers."""
 
     def __init__(self, processor):
         self.processor = processor
@@ -51,7 +52,7 @@ class Transform:
 
 
 class PackedTransform(Transform):
-    """PIL RGB → [L, patch + 3]: SigLIP 2's patches of a picture in its own shape, each with its mask and the picture's rows and columns."""
+    """An RGB PIL image to [L, patch + 3]: SigLIP 2's patches of an image in its own shape, each with its mask and the rows and columns."""
 
     def __call__(self, image):
         import torch
@@ -63,7 +64,7 @@ class PackedTransform(Transform):
 
 @contextlib.contextmanager
 def quiet():
-    """Keep transformers from listing the weights of the other tower, one line each, and from drawing bars."""
+    """Keep transformers from listing the weights of the other tower, one line each, and from drawing progress bars."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
@@ -77,7 +78,7 @@ def quiet():
 
 @contextlib.contextmanager
 def expected_in(source, files):
-    """Turn a failure to load `files` from a folder into a UserError that names them; those of the hub's cache go on to the hub."""
+    """Turn a failure to load `files` from a folder into a UserError that names them; other sources raise as they do."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -87,7 +88,14 @@ def expected_in(source, files):
 
 
 def check_keys(source, what, info, but=()):
-    """Raise UserError when weights that `info` (transformers' loading report) misses, but those that begin with one of `but`."""
+    """Raise UserError when weights are missing or of another shape.
+
+    Args:
+        source: folder or repository, for the message.
+        what: the model, for the message.
+        info: transformers' loading report.
+        but: beginnings of keys that may be missing.
+    """
     wrong = [key for key in info["missing_keys"] if not key.startswith(tuple(but))] + [str(key) for key in info["mismatched_keys"]]
     if wrong or info["error_msgs"]:
         raise UserError(
@@ -97,7 +105,7 @@ def check_keys(source, what, info, but=()):
 
 
 def _load_vision(source, local_files_only):
-    """→ model, image processor, whether its class token stands in for a pooler without weights"""
+    """Load a vision model and its image processor; the third value tells whether the class token replaces a pooler without weights."""
     import torch
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
@@ -105,7 +113,8 @@ def _load_vision(source, local_files_only):
         config = AutoConfig.from_pretrained(source, local_files_only=local_files_only)
         if config.model_type.startswith("clap"):
             raise UserError(f"{source} is a sound encoder ({config.model_type}): write clap:{source}.")
-        config = getattr(config, "vision_config", config)
+        if "vision_config" in config.sub_configs:
+            config = config.vision_config
         model, info = AutoModel.from_pretrained(
             source, config=config, local_files_only=local_files_only, dtype=torch.float32, output_loading_info=True
         )
@@ -118,7 +127,7 @@ def _load_vision(source, local_files_only):
 
 
 def _side(size):
-    """A size as image processors tell it → int where one number says it, else [H, W]."""
+    """Read a size as image processors give it: int where one number says it, else [H, W]."""
     if size.get("shortest_edge"):
         return size["shortest_edge"]
     if size.get("height"):
@@ -133,26 +142,79 @@ def _interpolation(resample):
 
 
 def vision_module(model, pooling="pooled", class_token=False, packed=False):
-    """A transformers vision tower as a plain module: pooler_output, or the class token, or without pooling all tokens."""
+    """Wrap a transformers vision tower in a plain module.
+
+    It maps [B, 3, H, W], or packed patches [B, L, patch + 3], to pooler_output or the class token, [B, D]; without pooling to all
+    tokens, [B, L, D].
+    """
+
+    def encode(model, batch):
+        if packed:
+            shapes, mask = batch[:, 0, -2:].long(), batch[..., -3]
+            given = model(pixel_values=batch[..., :-3], pixel_attention_mask=mask.long(), spatial_shapes=shapes)
+        else:
+            given = model(pixel_values=batch)
+        if pooling == "none":  # an image with fewer patches than others has zeros in their place
+            return given.last_hidden_state * mask[..., None] if packed else given.last_hidden_state
+        if class_token or given.pooler_output is None:
+            return given.last_hidden_state[:, 0]
+        return given.pooler_output.flatten(1)  # convolutional models keep two axes of length 1
+
+    return call_module(encode, model)
+
+
+def load_text(name):
+    """Load the text tower of hf:REPO_OR_DIR, clap:REPO_OR_DIR or a folder, as TextParts; None where there is none."""
+    found = load_from_library(_load_pair, name.removeprefix("hf:").removeprefix("clap:"), "model with a text tower", TEXT_FILES)
+    if found is None:
+        return None
+    model, tokenizer, longest = found
+    padding = "max_length" if model.config.model_type.startswith("siglip") else True  # SigLIP was trained on padded texts only
+    projection = model._modules.get("visual_projection")
+
+    def tokenize(texts):
+        tokens = tokenizer(texts, padding=padding, max_length=longest, truncation=True, return_tensors="pt")
+        return {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
+
+    def encode(model, **tokens):
+        return model.get_text_features(**tokens).pooler_output
+
+    return TextParts(tokenize, call_module(encode, model), projection)
+
+
+def _load_pair(source, local_files_only):
+    """Load a model of two towers, its tokenizer and its context in tokens; None where the model has no text side."""
     import torch
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    class Vision(torch.nn.Module):
-        """[B, 3, H, W], or packed patches [B, L, patch + 3] → [B, D], or [B, L, D] without pooling."""
+    with quiet():
+        config = AutoConfig.from_pretrained(source, local_files_only=local_files_only)
+        if config.model_type in ONE_TOWER:
+            raise UserError(f"{source} holds one tower alone ({config.model_type}), no text tower. Give the folder or repository of both.")
+        if "text_config" not in config.sub_configs:
+            return None
+        model, info = AutoModel.from_pretrained(source, local_files_only=local_files_only, dtype=torch.float32, output_loading_info=True)
+        check_keys(source, "text tower", info)
+        if not hasattr(model, "get_text_features"):  # other models of two towers
+            return None
+        with expected_in(source, "tokenizer.json and tokenizer_config.json"):
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+            if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+                raise ValueError("a tokenizer without words: what transformers builds for some models where there are no files")
+    for other in {"vision_model", "audio_model"} & set(model._modules):
+        setattr(model, other, None)
+    longest = config.text_config.max_position_embeddings
+    if config.model_type == "clap":
+        longest -= config.text_config.pad_token_id + 1  # RoBERTa counts positions from there
+    return model, tokenizer, longest
 
-        def __init__(self):
-            super().__init__()
-            self.model = model
 
-        def forward(self, batch):
-            if packed:
-                shapes, mask = batch[:, 0, -2:].long(), batch[..., -3]
-                given = model(pixel_values=batch[..., :-3], pixel_attention_mask=mask.long(), spatial_shapes=shapes)
-            else:
-                given = model(pixel_values=batch)
-            if pooling == "none":  # where a picture has fewer patches than others, zeros: no token here
-                return given.last_hidden_state * mask[..., None] if packed else given.last_hidden_state
-            if class_token or given.pooler_output is None:
-                return given.last_hidden_state[:, 0]
-            return given.pooler_output.flatten(1)  # convolutional models keep two axes of length 1
-
-    return Vision()
+FAMILY = Family(
+    pattern="hf:REPO_OR_DIR",
+    about="vision towers of Hugging Face: CLIP (before its projection), SigLIP, SigLIP 2, DINOv2, DINOv3, ViT and others; "
+    "`pooler_output`, else the class token",
+    width="the model's; base 768",
+    build=build,
+    load_text=load_text,
+    takes_folder=lambda config: True,
+)

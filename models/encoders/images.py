@@ -1,30 +1,30 @@
-"""Any picture file → an upright 8-bit RGB picture, or UnreadableImage with the reason.
+"""Read any image file as an upright 8-bit RGB image, or raise UnreadableImage with the reason.
 
-Ordinary pictures are read by PIL and turned into RGB as CLIP's own preprocessing does: transparency is dropped, not blended, so that
+PIL reads ordinary images and converts them to RGB as CLIP's own preprocessing does: transparency is dropped, not blended, so that
 features agree with everybody else's. What PIL would clip or round (16-bit colour, float, 32-bit) is scaled here:
 
     unsigned 16-bit                 value / 257, rounded; wider integers count as 16-bit where all values fit
-    float within 0 … 1              value x 255, rounded
+    float from 0 to 1               value x 255, rounded
     any other float or integer      stretched, smallest value to 0 and largest to 255; NaN and infinities become 0
 
-Suffixes are ignored: the content says what a file is. Of an animation the first frame is taken. EPS is not opened: it is a program.
+Suffixes are ignored: the content decides. Animations give their first frame. EPS is not opened: it is a program.
 """
 
 import io
 import os
-import struct
 import threading
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-# Ordinary formats first: PIL loads its rarer readers only when it comes to them.
+from models.weights import READ_ERRORS
+
+# Ordinary formats first: PIL loads its rarer readers only when it needs them.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "DIB")
 TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # one channel, more than 8 bits: PIL holds the true values
+DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # one channel of more than 8 bits, which PIL reads exactly
 ORIENTATION = 274  # the tag's number in EXIF and in TIFF
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -35,21 +35,17 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What readers raise on damaged files.
-DAMAGED = (
-    OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, TypeError, AttributeError, AssertionError,
-    RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
-)  # fmt: skip
+DAMAGED = (*READ_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class UnreadableImage(ValueError):
-    """A picture that cannot be read. The message is the reason, without the path."""
+    """An image that cannot be read. The message is the reason, without the path."""
 
 
 class _NoWarnings:
-    """Odd EXIF and the like are no news among a hundred thousand pictures; what may be a decompression bomb is an error.
+    """Ignore warnings about odd EXIF and the like, which are common among a hundred thousand images.
 
-    warnings.catch_warnings for several threads at once, of which the first to come sets the filters and the last to leave restores them.
+    This is warnings.catch_warnings for several threads at once: the first to enter sets the filters, the last to leave restores them.
     """
 
     def __init__(self):
@@ -75,16 +71,22 @@ _NO_WARNINGS = _NoWarnings()
 
 
 def read_image(source, least_side=None):
-    """Read a picture: a path, the bytes of a file, or a PIL picture → PIL picture, RGB, upright.
+    """Read an image.
 
-    least_side: a JPEG file may come out at a half, a quarter or an eighth of its size, as long as no side falls below so many pixels.
-    That is several times faster, since so much less of the file is computed, and other pixels than scaling the whole gives (libjpeg's
-    scaled decoding).
-    Raises UnreadableImage for a missing or empty file, one that is no picture or is damaged, and one with more pixels than
-    PIL thinks safe (Image.MAX_IMAGE_PIXELS, about 89 million: a decompression bomb).
+    Args:
+        source: a path, the bytes of a file, or a PIL image.
+        least_side: let a JPEG come out at a half, a quarter or an eighth of its size, as long as no side has fewer pixels than this.
+            libjpeg's scaled decoding is several times faster, and gives slightly different pixels than scaling the whole.
+
+    Returns:
+        PIL image, RGB, upright.
+
+    Raises:
+        UnreadableImage: a missing or empty file, one that is no image or is damaged, or one with more pixels than PIL thinks safe
+            (Image.MAX_IMAGE_PIXELS, about 89 million).
     """
     if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
-        raise TypeError(f"a picture is a path, bytes or a PIL picture, not a {type(source).__name__}")
+        raise TypeError(f"an image is a path, bytes or a PIL image, not a {type(source).__name__}")
     with _NO_WARNINGS:
         try:
             if isinstance(source, Image.Image):
@@ -107,7 +109,7 @@ def read_image(source, least_side=None):
 
 
 def _decode(data, least_side=None):
-    """The bytes of a picture file → upright RGB. Raises whatever its reader raises."""
+    """Decode the bytes of an image file as upright RGB. Raises whatever its reader raises."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
@@ -122,12 +124,12 @@ def _decode(data, least_side=None):
         try:
             return _read_tiff(data)
         except ValueError:
-            pass  # a compression that needs PIL's reader, which keeps the high byte: right to one level in 255
+            pass  # this compression needs PIL's reader, which keeps the high byte: exact to one level in 255
     return _upright_rgb(image)
 
 
 def _upright_rgb(image):
-    """A PIL picture in any mode → RGB, turned as its EXIF orientation says."""
+    """Convert a PIL image in any mode to RGB, turned as its EXIF orientation says."""
     white_is_zero = image.format == "TIFF" and image.mode in DEEP_MODES and image.tag_v2.get(262) == 0
     image.load()
     orientation = _orientation(image)
@@ -141,11 +143,11 @@ def _upright_rgb(image):
 
 
 def _orientation(image):
-    """The EXIF orientation of a PIL picture, 1 … 8; 1 where there is none or it cannot be read."""
+    """The EXIF orientation of a PIL image, 1 to 8; 1 where there is none or it cannot be read."""
     try:
         return image.getexif().get(ORIENTATION, 1)
     except DAMAGED:
-        return 1  # damaged EXIF does not make a picture unreadable
+        return 1  # damaged EXIF does not make an image unreadable
 
 
 def _turn(image, orientation):
@@ -154,7 +156,7 @@ def _turn(image, orientation):
 
 
 def _read_colour_png(data):
-    """A PNG with 16 bits a channel and several channels, of which PIL keeps the high byte only → RGB, not yet turned."""
+    """Read a PNG of several 16-bit channels, of which PIL keeps the high byte only, as RGB, not yet turned."""
     import torch
     from torchvision.io import decode_png
 
@@ -163,7 +165,7 @@ def _read_colour_png(data):
 
 
 def _read_tiff(data):
-    """The first page of a TIFF, through scikit-image's own TIFF reader → upright RGB."""
+    """Read the first page of a TIFF by tifffile as upright RGB."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -181,7 +183,7 @@ def _read_tiff(data):
 
 
 def _from_array(pixels, inverted=False, subtractive=False):
-    """Numbers of any type, [H, W] or [H, W, C], → RGB. inverted: 0 is white; subtractive: the channels are CMYK."""
+    """Make an RGB image of numbers of any type, [H, W] or [H, W, C]. inverted: 0 is white; subtractive: the channels are CMYK."""
     pixels = _to_eight_bits(pixels)
     if inverted:
         pixels = 255 - pixels

@@ -1,67 +1,63 @@
 """open_clip's models: open_clip:ARCH/PRETRAINED, or a folder with open_clip_config.json."""
 
+import difflib
 import os
 from pathlib import Path
 
 from common import UserError
-from models.encoders.encoder import finish_tower
+from models.encoders.encoder import Family, TextParts, call_module, image_encoder
 from models.encoders.preprocess import Preprocess
-from models.weights import NOT_WEIGHTS, find_weights, first_line, hub_file, load_from_library, pick_file, weights_folder
+from models.weights import READ_ERRORS, find_weights, first_line, hub_file, load_from_library, pick_file, weights_folder
 
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 
 
-def build_openclip(name, pooling):
-    """open_clip:ARCH/PRETRAINED → Tower, D wide as encode_image gives it, not normalised; the vision tower's own tokens without pooling.
+def build(name, pooling):
+    """Build the vision tower of open_clip:ARCH/PRETRAINED or open_clip:FOLDER, as encode_image gives it, not normalized.
 
-    PRETRAINED: a tag of open_clip, looked up at data/weights/ARCH/TAG/, data/weights/ARCH/TAG.safetensors and .pt, in the library's cache,
-    then on the hub; or the path of a weight file. open_clip:FOLDER takes a folder as open_clip publishes on the hub.
+    PRETRAINED is one of open_clip's tags, or the path of a weight file. A tag's weights are looked up at data/weights/ARCH/TAG/,
+    data/weights/ARCH/TAG.safetensors and .pt, in the library's cache, then on the hub. FOLDER is laid out as open_clip does on the hub.
     """
     import open_clip
-    import torch
+    from open_clip.timm_model import TimmModel
 
-    model, _ = load_openclip(name)
-    visual = model.visual
-    told = visual.preprocess_cfg
-    size = told["size"]
-    size = size if isinstance(size, int) or size[0] != size[1] else size[0]
-    size = size if isinstance(size, int) else list(size)
-    cropped = told["resize_mode"] == "shortest"
+    visual = load_openclip(name)[0].visual
+    settings = visual.preprocess_cfg
+    size = settings["size"]
+    size = size if isinstance(size, int) else size[0] if size[0] == size[1] else list(size)
+    cropped = settings["resize_mode"] == "shortest"
     preprocessing = {
         "image_size": size,
         "resize": size,
-        "interpolation": told["interpolation"],
-        "crop": "center" if cropped else told["resize_mode"],
-        "mean": list(told["mean"]),
-        "std": list(told["std"]),
+        "interpolation": settings["interpolation"],
+        "crop": "center" if cropped else settings["resize_mode"],
+        "mean": list(settings["mean"]),
+        "std": list(settings["std"]),
     }
 
-    class ImageSide(torch.nn.Module):
-        """What encode_image gives: [B, D]; [B, L, D] without pooling where the tower has tokens."""
-
-        def __init__(self):
-            super().__init__()
-            self.visual = visual
-
-        def forward(self, pictures):
-            if pooling == "none" and hasattr(visual, "trunk"):
-                return visual.trunk.forward_features(pictures)  # one of timm's models
-            given = visual(pictures)
-            if not isinstance(given, tuple):
-                return given
+    def encode(visual, images):
+        if pooling == "none" and isinstance(visual, TimmModel):
+            return visual.trunk.forward_features(images)
+        given = visual(images)
+        if isinstance(given, tuple):  # pooled, tokens
             return given[1] if pooling == "none" else given[0]
+        return given
 
-    if pooling == "none" and hasattr(visual, "output_tokens"):
-        visual.output_tokens = True
-    transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**told), is_train=False)
+    if pooling == "none":
+        visual.output_tokens = True  # read by open_clip's vision transformers, ignored by its other towers
+    transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**settings), is_train=False)
     short_side = (size if isinstance(size, int) else min(size)) if cropped else None
-    return finish_tower(name, ImageSide(), Preprocess(transform, short_side), preprocessing, pooling)
+    return image_encoder(name, call_module(encode, visual, "visual"), Preprocess(transform, short_side), preprocessing, pooling)
 
 
 def load_openclip(name):
-    """A name as build_openclip takes → open_clip's model, both towers, eval mode; the name its tokenizer goes by.
+    """Load both towers of a name as `build` takes.
 
-    Raises UserError for an unknown architecture or tag, and for weights that are out of reach or of another model.
+    Returns:
+        open_clip's model in eval mode, and the name that its tokenizer goes by.
+
+    Raises:
+        UserError: unknown architecture or tag; weights that cannot be had, or belong to another model.
     """
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
@@ -69,43 +65,40 @@ def load_openclip(name):
     rest = name.removeprefix("open_clip:")
     folder = Path(rest).expanduser()
     if (folder / "open_clip_config.json").is_file():
-        pick_file(folder, WEIGHT_FILES)  # open_clip itself goes on with random weights
+        pick_file(folder, WEIGHT_FILES)  # without any, open_clip would use random weights
         return _create(f"local-dir:{folder}", folder), f"local-dir:{folder}"
     arch, _, pretrained = rest.partition("/")
     if open_clip.get_model_config(arch) is None:
-        import difflib
-
         near = difflib.get_close_matches(arch, open_clip.list_models(), 3, 0.4)
         raise UserError(
             f"open_clip has no model {arch}. Near: {', '.join(near) or 'none'}; all: open_clip.list_models(). "
             "Write open_clip:ARCH/PRETRAINED, or open_clip:FOLDER with open_clip_config.json."
         )
-    tags = list_pretrained_tags_by_model(arch)
     path, tag = Path(pretrained).expanduser(), get_pretrained_cfg(arch, pretrained)
     if pretrained and path.is_file():
         file = path
-    elif not tag:
+    elif tag:
+        file = _find_tag(arch, pretrained, tag, name)
+    else:
+        tags = list_pretrained_tags_by_model(arch)
         raise UserError(
             f"{name} names no weights: {pretrained or 'nothing after the architecture'} is neither a file nor one of open_clip's tags "
-            f"for {arch} ({', '.join(tags[:6]) or 'none'}{' …' * (len(tags) > 6)}). Write open_clip:{arch}/TAG or open_clip:{arch}/PATH."
+            f"for {arch} ({', '.join(tags[:6]) or 'none'}{', ...' * (len(tags) > 6)}). Write open_clip:{arch}/TAG or open_clip:{arch}/PATH."
         )
-    else:
-        file = _find_tag(arch, pretrained, tag, name)
-    # A tag says more than where its weights are: how its pictures were prepared, and which activation it was trained with.
-    told = {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if tag.get(key)}
-    return _create(arch, file, pretrained=str(file), force_preprocess_cfg=told, force_quick_gelu=bool(tag.get("quick_gelu"))), arch
+    # A tag also says how its images were preprocessed, and which activation it was trained with.
+    settings = {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if tag.get(key)}
+    return _create(arch, file, pretrained=str(file), force_preprocess_cfg=settings, force_quick_gelu=bool(tag.get("quick_gelu"))), arch
 
 
 def _find_tag(arch, tag, config, name):
-    """The weight file of a tag of open_clip's: data/weights/, the cache, the hub."""
+    """Find the weight file of one of open_clip's tags: data/weights/, the cache, the hub."""
     place = weights_folder() / arch / tag
     found = find_weights(f"{arch}/{tag}", f"{arch}/{tag}.safetensors", f"{arch}/{tag}.pt")
     if found is not None:
         return pick_file(found, WEIGHT_FILES)
     repository, file = os.path.split(config.get("hf_hub", ""))
     if repository:
-        alternative = (str(Path(file).with_suffix(".safetensors")),) if file else ()
-        return hub_file(repository, (*alternative, file) if file else WEIGHT_FILES[:2], name, place)
+        return hub_file(repository, (str(Path(file).with_suffix(".safetensors")), file) if file else WEIGHT_FILES[:2], name, place)
     address = config.get("url", "")
     cached = Path("~/.cache/clip").expanduser() / os.path.basename(address)
     if cached.is_file():
@@ -120,15 +113,27 @@ def _create(source, file, **options):
 
     try:
         return open_clip.create_model(source, pretrained_text=False, **options).float().eval()
-    except NOT_WEIGHTS as error:
+    except READ_ERRORS as error:
         details = " ".join(str(error).split())[:160] or first_line(error)
         raise UserError(
             f"{file} does not hold weights of {source}, vision and text tower ({details}). Give the file of that architecture."
         ) from error
 
 
-def load_openclip_tokenizer(source):
-    """The second of what load_openclip gave → a callable: list of texts → int64 [N, T], truncated to the context."""
+def load_text(name):
+    """Load the text tower of an encoder that `build` takes, as TextParts."""
+    model, source = load_openclip(name)
+    tokenizer = _load_tokenizer(source)
+    model.visual = None
+
+    def tokenize(texts):
+        return {"text": tokenizer(texts)}
+
+    return TextParts(tokenize, call_module(lambda model, text: model.encode_text(text), model))
+
+
+def _load_tokenizer(source):
+    """Load a tokenizer by the second value of load_openclip: a callable from a list of texts to int64 [N, T]."""
     import open_clip
 
     config = open_clip.get_model_config(source)["text_cfg"]
@@ -142,3 +147,12 @@ def load_openclip_tokenizer(source):
         )  # fmt: skip
 
     return load_from_library(load, config["hf_tokenizer_name"], "tokenizer", "tokenizer.json and tokenizer_config.json")
+
+
+FAMILY = Family(
+    pattern="open_clip:ARCH/PRETRAINED",
+    about="open_clip's models by architecture and tag, architecture and weight file, or folder; `encode_image`",
+    width="the model's; ViT-B-32 512",
+    build=build,
+    load_text=load_text,
+)

@@ -6,31 +6,35 @@ from pathlib import Path
 
 from common import UserError
 from models import weights
-from models.encoders.encoder import Tower, no_tokens
+from models.encoders.encoder import Encoder, Family, TextParts, call_module, no_tokens
 from models.encoders.preprocess import Preprocess
-from models.weights import NOT_WEIGHTS, find_weights, first_line, weights_folder
+from models.weights import READ_ERRORS, find_weights, first_line, weights_folder
 
 # The names OpenAI gave its models, in the order of their library.
 CLIP_NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
 
 
-def build_clip(name, pooling):
-    """OpenAI's name, or the path of a weight file → Tower, D wide as encode_image gives it.
+def build(name, pooling):
+    """Build the vision tower of one of OpenAI's names, or of a weight file.
 
-    Without pooling: what leaves the last block of a ViT, before its last norm and projection; the class token first, then the patches row
-    by row, as Hugging Face's last_hidden_state.
+    Pooled: what encode_image gives. Without pooling: what leaves the last block of a ViT, before its last norm and projection; the class
+    token first, then the patches row by row, as in Hugging Face's last_hidden_state.
     """
-    model = load_clip(name)
-    preprocess, preprocessing = openai_preprocess(model.visual.input_resolution)
-    if pooling == "pooled":
-        return Tower(model.visual, preprocess, preprocessing, model.visual.output_dim)
-    if not hasattr(model.visual, "class_embedding"):
-        raise no_tokens(f"{name}, a ResNet,")
-    return Tower(_token_module(model.visual), preprocess, preprocessing, model.visual.class_embedding.shape[0])
+    import torch
+    from clip.model import VisionTransformer
+
+    visual = load_clip(name).visual
+    preprocess, preprocessing = openai_preprocess(visual.input_resolution)
+    width = visual.output_dim
+    if pooling == "none":
+        if not isinstance(visual, VisionTransformer):
+            raise no_tokens(f"{name}, a ResNet,")
+        width, visual = len(visual.class_embedding), call_module(_encode_tokens, visual, "visual")
+    return Encoder(name, width, torch.device("cpu"), preprocess, preprocessing, visual, pooling=pooling)
 
 
 def openai_preprocess(size):
-    """What every CLIP of OpenAI is shown, `size` pixels a side → Preprocess, the same in words and numbers."""
+    """Return the Preprocess of every CLIP of OpenAI, `size` pixels a side, and what it does as plain values."""
     from clip import clip
 
     preprocessing = {
@@ -41,36 +45,45 @@ def openai_preprocess(size):
         "mean": [0.48145466, 0.4578275, 0.40821073],
         "std": [0.26862954, 0.26130258, 0.27577711],
     }
-    # The library's own transform: clip.load hands out the same, but opens files by itself.
-    return Preprocess(clip._transform(size), size), preprocessing
+    return Preprocess(clip._transform(size), size), preprocessing  # clip.load returns the same transform
 
 
 def load_clip(name):
-    """OpenAI's name, or the path of a weight file → clip.model.CLIP, both towers, in eval mode. Raises UserError as load_encoder does."""
+    """Load both towers of one of OpenAI's names, or of a weight file, as clip.model.CLIP in eval mode.
+
+    Raises:
+        UserError: as load_encoder does.
+    """
     return _read_clip(_find_clip(name))
 
 
-def _token_module(visual):
+def load_text(name):
+    """Load the text tower of an encoder that `build` takes, as TextParts."""
+    import torch
+    from clip import clip
+
+    model = load_clip(name).float()
+    model.visual = torch.nn.Module()  # the vision tower is not needed, except for a weight whose dtype encode_text asks for
+    model.visual.conv1 = torch.nn.Linear(1, 1)
+
+    def tokenize(texts):
+        return {"text": clip.tokenize(texts, context_length=model.context_length, truncate=True)}
+
+    return TextParts(tokenize, call_module(lambda model, text: model.encode_text(text), model))
+
+
+def _encode_tokens(visual, images):
+    """CLIP's vision transformer up to its last block: [B, 3, H, W] to [B, L, D]."""
     import torch
 
-    class Tokens(torch.nn.Module):
-        """CLIP's vision transformer up to its last block: [B, 3, H, W] → [B, L, D]."""
-
-        def __init__(self):
-            super().__init__()
-            self.visual = visual
-
-        def forward(self, pictures):
-            patches = visual.conv1(pictures).flatten(2).transpose(1, 2)  # [B, L - 1, D]
-            first = visual.class_embedding.expand(len(patches), 1, -1)
-            tokens = visual.ln_pre(torch.cat([first.to(patches.dtype), patches], 1) + visual.positional_embedding)
-            return visual.transformer(tokens.transpose(0, 1)).transpose(0, 1)  # its blocks take [L, B, D]
-
-    return Tokens()
+    patches = visual.conv1(images).flatten(2).transpose(1, 2)  # [B, L - 1, D]
+    first = visual.class_embedding.expand(len(patches), 1, -1)
+    tokens = visual.ln_pre(torch.cat([first.to(patches.dtype), patches], 1) + visual.positional_embedding)
+    return visual.transformer(tokens.transpose(0, 1)).transpose(0, 1)  # its blocks take [L, B, D]
 
 
 def _find_clip(name):
-    """OpenAI's name or a path → a path: data/weights/, the library's cache, then a checked download into that cache."""
+    """Find the weight file of a name or path: data/weights/, the library's cache, then a checked download into that cache."""
     if name not in CLIP_NAMES:
         return Path(name)
     from clip import clip
@@ -95,11 +108,7 @@ def _find_clip(name):
 
 
 def _read_clip(path):
-    """Weight file → clip.model.CLIP in eval mode.
-
-    The file is a plain state dict, read without running anything in it, or a TorchScript archive as OpenAI publishes, which torch.jit
-    reads: take such archives from their publisher only. As in clip.load, weights are rounded to fp16 before anything else.
-    """
+    """Read a weight file as clip.model.CLIP in eval mode. As in clip.load, weights are rounded to fp16 first."""
     import torch
     from clip.model import build_model
 
@@ -112,7 +121,7 @@ def _read_clip(path):
         if "visual.conv1.weight" in state and "token_embedding.weight" not in state:
             raise ValueError("only a vision tower, the text tower is missing")
         return build_model(state)
-    except NOT_WEIGHTS as error:
+    except READ_ERRORS as error:
         raise UserError(
             f"{path} does not hold CLIP weights ({type(error).__name__}: {first_line(error, 120)}); "
             "expected OpenAI's archive or a state dict of its model. Download it again, or give another file."
@@ -124,3 +133,14 @@ def _is_torchscript(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return any(member.endswith("/constants.pkl") for member in archive.namelist())
+
+
+FAMILY = Family(
+    pattern=f"{' '.join(CLIP_NAMES)}, or FILE.pt in their layout",
+    about="OpenAI's CLIP, `encode_image`",
+    width="1024, 512, 640, 768, 1024, 512, 512, 768, 768",
+    build=build,
+    load_text=load_text,
+    names=CLIP_NAMES,
+    takes_files=True,
+)

@@ -1,26 +1,33 @@
-"""Picture file → tensor: reading, then the transform of the encoder's own library."""
+"""From an image file to a tensor: reading, then the transform of the encoder's own library."""
+
+import dataclasses
 
 from models.encoders.images import read_image
 
-# A 1 x 8000 picture grows enormous when its short side is scaled up; beyond this many pixels its ends, cropped later anyway, go first.
+# Scaling up the short side of a 1 x 8000 image makes it enormous. Beyond this many pixels its ends, which the crop drops, go first.
 MOST_RESIZED_PIXELS = 2**26
 
 
+@dataclasses.dataclass
 class Preprocess:
-    """Picture (path, bytes or PIL) → float32 [3, H, W]. Holds no weights: loader workers get a copy of it."""
+    """An image (path, bytes or PIL) to float32 [3, H, W]. It holds no weights: every loader worker gets a copy.
 
-    def __init__(self, transform, short_side=None):
-        """transform: PIL RGB → tensor; short_side: what it scales a picture's shorter side to, in pixels, before a crop; None: no crop."""
-        self.transform = transform
-        self.short_side = short_side
-        self.fast_decode = False  # read JPEGs no larger than short_side asks for; needs one
+    Attributes:
+        transform: an RGB PIL image to a tensor.
+        short_side: pixels that the shorter side is scaled to before a crop; None where there is no crop.
+        fast_decode: read JPEGs scaled down, to no less than short_side, which must be set.
+    """
 
-    def __call__(self, picture):
-        """Raises UnreadableImage when the picture cannot be read."""
-        return self.transform(self._without_far_ends(read_image(picture, self.short_side if self.fast_decode else None)))
+    transform: object
+    short_side: int | None = None
+    fast_decode: bool = False
+
+    def __call__(self, image):
+        """Preprocess one image. Raises UnreadableImage when it cannot be read."""
+        return self.transform(self._without_far_ends(read_image(image, self.short_side if self.fast_decode else None)))
 
     def _without_far_ends(self, image):
-        """Crop an extremely long picture around its middle so that scaling it up stays affordable."""
+        """Crop an extremely long image around its middle, so that scaling it up stays affordable."""
         if self.short_side is None:
             return image
         short, long = sorted(image.size)

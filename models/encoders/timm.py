@@ -1,27 +1,27 @@
-"""timm's image models, without their classifier, each with its own preprocessing; `tinyvit` among them."""
+"""timm's image models without their classifier, each with its own preprocessing; `tinyvit` among them."""
 
-import json
+import difflib
 from pathlib import Path
 
 from common import UserError
-from models.encoders.encoder import finish_tower
+from models.encoders.encoder import Family, call_module, image_encoder
 from models.encoders.preprocess import Preprocess
-from models.weights import NOT_WEIGHTS, find_weights, first_line, hub_file, pick_file, read_state, weights_folder
+from models.weights import READ_ERRORS, find_weights, first_line, hub_file, pick_file, read_state, weights_folder
 
 TINYVIT = "tiny_vit_21m_224.dist_in22k_ft_in1k"  # timm's name of the nearest public weights
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm names them on the hub
 
 
 def build_tinyvit(name, pooling):
-    """TinyViT-21M → Tower: its pooled, normalised features, D = 576."""
+    """Build TinyViT-21M: its pooled, normalized features."""
     return _build(name, TINYVIT, find_weights("tinyvit", "tinyvit.pt"), weights_folder() / "tinyvit", pooling)
 
 
-def build_timm(name, pooling):
-    """timm:NAME → Tower: what the model gives without a classifier (num_classes=0), or forward_features' tokens without pooling.
+def build(name, pooling):
+    """Build timm:NAME, or a folder that timm saved: the features before the classifier, or forward_features' tokens without pooling.
 
-    NAME is timm's, or a folder as timm saves for the hub (config.json, model.safetensors). Weights of a named model are looked up at
-    data/weights/NAME/, data/weights/NAME.safetensors and .pt, then in the hub's cache, then on the hub.
+    Weights of a named model are looked up at data/weights/NAME/, data/weights/NAME.safetensors and .pt, then in the hub's cache, then on
+    the hub. A folder holds config.json and model.safetensors.
     """
     import timm
 
@@ -32,8 +32,6 @@ def build_timm(name, pooling):
     if folder.exists():
         raise UserError(f"{folder} is no folder of timm's: expected config.json with an architecture, and model.safetensors.")
     if not timm.is_model(timm_name):
-        import difflib
-
         near = difflib.get_close_matches(timm_name, timm.list_models() + timm.list_models(pretrained=True), 3, 0.5)
         raise UserError(f"timm has no model {timm_name}. Near: {', '.join(near) or 'none'}; all: timm.list_models().")
     try:
@@ -47,18 +45,10 @@ def build_timm(name, pooling):
 
 
 def _build(name, timm_name, found, place, pooling):
-    """found: a weight file, a folder with one, or None for the hub; place: where a user may put it, for the message."""
+    """Build a model from `found`, a weight file or its folder; None: from the hub. `place` is where a user may put the file."""
     import timm
 
-    if found is None:
-        config = timm.get_pretrained_cfg(timm_name)
-        repository = config and config.hf_hub_id
-        if not repository:
-            raise UserError(f"timm publishes no weights for {timm_name}. Put your own at {place / WEIGHT_FILES[0]}, or give a folder.")
-        names = (config.hf_hub_filename,) if config.hf_hub_filename else WEIGHT_FILES
-        file = hub_file(repository, names, name, place)
-    else:
-        file = pick_file(found, WEIGHT_FILES)
+    file = _hub_weights(name, timm_name, place) if found is None else pick_file(found, WEIGHT_FILES)
     model = _fill(timm_name, file)
     config = timm.data.resolve_data_config({}, model=model)
     size = config["input_size"][1:]
@@ -74,25 +64,37 @@ def _build(name, timm_name, found, place, pooling):
         "std": list(config["std"]),
     }
     preprocess = Preprocess(timm.data.create_transform(**config, is_training=False), short_side if cropped else None)
-    return finish_tower(name, _token_module(model) if pooling == "none" else model, preprocess, preprocessing, pooling)
+    if pooling == "none":
+        model = call_module(lambda model, images: model.forward_features(images), model)
+    return image_encoder(name, model, preprocess, preprocessing, pooling)
+
+
+def _hub_weights(name, timm_name, place):
+    """Find the weight file that timm publishes for a model, in the hub's cache or on the hub."""
+    import timm
+
+    config = timm.get_pretrained_cfg(timm_name)
+    if not (config and config.hf_hub_id):
+        raise UserError(f"timm publishes no weights for {timm_name}. Put your own at {place / WEIGHT_FILES[0]}, or give a folder.")
+    return hub_file(config.hf_hub_id, (config.hf_hub_filename,) if config.hf_hub_filename else WEIGHT_FILES, name, place)
 
 
 def _fill(timm_name, file):
-    """The timm model without classifier, holding the weights in `file`, all of them. Raises UserError when they are another model's."""
+    """Make the timm model without classifier and fill it from `file`. Raises UserError when these are another model's weights."""
     import timm
 
     try:
         state = read_state(file)
         state = state.get("state_dict", state.get("model", state))
-        # timm itself translates older layouts; told that the weights have no classes either, it insists on every other key.
+        # timm translates older layouts. The overlay says that the weights have no classes either, so that every other key must be there.
         model = timm.create_model(timm_name, pretrained=False, num_classes=0)
         heads = model.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
         state = {key: value for key, value in state.items() if not key.startswith(heads) and not key.endswith("attention_bias_idxs")}
         overlay = {"state_dict": state, "num_classes": 0, "label_offset": 0, "source": "", "custom_load": False}
         model = timm.create_model(timm_name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
-    except (*NOT_WEIGHTS, json.JSONDecodeError) as error:
-        another = "Missing key" in str(error) or "size mismatch" in str(error) or "Unexpected key" in str(error)
+    except READ_ERRORS as error:
+        another = any(words in str(error) for words in ("Missing key", "size mismatch", "Unexpected key"))
         what = "is of another model" if another else "does not hold weights of the model"
         details = " ".join(str(error).split())[:160]
         raise UserError(f"{file} {what}: expected {timm_name} ({details or first_line(error)}). Download it again.") from error
@@ -100,17 +102,17 @@ def _fill(timm_name, file):
     return model
 
 
-def _token_module(model):
-    import torch
-
-    class Tokens(torch.nn.Module):
-        """The model's last features, unpooled: [B, L, D] from a vision transformer."""
-
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, pictures):
-            return model.forward_features(pictures)
-
-    return Tokens()
+TINYVIT_FAMILY = Family(
+    pattern="tinyvit",
+    about="TinyViT-21M, features before the classifier",
+    width="576",
+    build=build_tinyvit,
+    names=("tinyvit",),
+)
+FAMILY = Family(
+    pattern="timm:NAME",
+    about="any image model of timm, or a folder that timm saved; features before the classifier",
+    width="the model's",
+    build=build,
+    takes_folder=lambda config: "architecture" in config and "model_type" not in config,
+)

@@ -1,1 +1,1 @@
-"""What exists only so that published weight files work: their names, shapes, sizes, and CLIPxGPT's own decoding."""
+"""What exists only so that published weight files work: their names, shapes and sizes, and the decoding of CLIPxGPT."""

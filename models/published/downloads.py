@@ -1,4 +1,4 @@
-"""The published weights by name: downloaded once, with their SHA-256 kept beside them and checked at each later load."""
+"""Published weights by name: downloaded once. Their SHA-256 is kept beside them and checked at every later load."""
 
 import dataclasses
 import hashlib
@@ -12,15 +12,21 @@ DRIVE = "https://drive.google.com"
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """Where a published weight file is on Google Drive, and what it is."""
+    """A published weight file.
 
-    drive_id: str  # of the file; of a folder where `member` is given
+    Attributes:
+        drive_id: Google Drive's id of the file, or of its folder where `member` is given.
+        what: one line on the file.
+        member: a word in the file's name, by which it is found in its folder.
+    """
+
+    drive_id: str
     what: str
-    member: str | None = None  # a word in the file's name, by which it is found in its folder
+    member: str | None = None
 
     @property
     def address(self):
-        """What a browser opens."""
+        """Address to open in a browser."""
         return f"{DRIVE}/drive/folders/{self.drive_id}" if self.member else f"{DRIVE}/uc?id={self.drive_id}"
 
 
@@ -28,7 +34,7 @@ INSTAGRAM = "1z68jSlSbBZ6mHuqmcpcO3-aEKLUKb72X"  # one folder for the four
 WEIGHTS = {
     "coco": Published("1IdaBtMSvtyzF0ByVaBHtvM0JYSXRExRX", "COCO, MLP and tuned GPT-2, ViT-B/32"),
     "conceptual": Published("14pXWwB4Zm82rsDdvbGguLfx9F8aM7ovT", "Conceptual Captions, MLP and tuned GPT-2, ViT-B/32"),
-    "coco_transformer": Published("1GYPToCqFREwi285wPLhuVExlz7DDUDfJ", "COCO, transformer and frozen GPT-2, RN50x4, normalised"),
+    "coco_transformer": Published("1GYPToCqFREwi285wPLhuVExlz7DDUDfJ", "COCO, transformer and frozen GPT-2, RN50x4, normalized"),
     "flickr_small": Published("1pSQruQyg8KJq6VmzhMLFbT_VaHJMdlWF", "Flickr30k, CLIPxGPT S"),
     "flickr_large": Published("1Gh32arzhW06C1ZJyzcJSSfdJDi3RgWoG", "Flickr30k, CLIPxGPT L"),
     "instagram_base": Published(INSTAGRAM, "Instagram, the fully tuned model", "base"),
@@ -39,10 +45,13 @@ WEIGHTS = {
 
 
 def find_published(name):
-    """The weight file of a published name, downloaded if it is not there yet → path; None when `name` is not one of WEIGHTS.
+    """Find the weight file of a published name at data/weights/{name}_weights.pt; download it if it is not there.
 
-    It lies at data/weights/{name}_weights.pt. Raises UserError when it can be had nowhere (saying what to fetch, from where, and where
-    to put it), and when it is no longer the file it was.
+    Returns:
+        Path; None when `name` is not one of WEIGHTS.
+
+    Raises:
+        UserError: it cannot be downloaded (says what to download and where to put it), or the file has changed since.
     """
     published = WEIGHTS.get(name)
     if published is None:
@@ -60,7 +69,7 @@ def _digest_path(path):
 
 
 def _keep_digest(path, digest):
-    """Write the digest beside its file, as sha256sum does. A place that cannot be written goes without."""
+    """Write the digest beside its file, as sha256sum does. Does nothing where that cannot be written."""
     try:
         with replace_file(_digest_path(path)) as temporary:
             temporary.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
@@ -69,7 +78,7 @@ def _keep_digest(path, digest):
 
 
 def _check_digest(path):
-    """Compare a file with the digest kept when it came; keep one for a file that was put there by hand."""
+    """Compare a file with the digest kept at its download. For a file put there by hand, keep one now."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     kept = _digest_path(path)
@@ -79,13 +88,13 @@ def _check_digest(path):
     was = (kept.read_text(encoding="utf-8", errors="replace").split() or ["nothing"])[0]
     if was != digest:
         raise UserError(
-            f"{path} is not the file it was (SHA-256 {digest[:12]}…, was {was[:12]}…). Remove it to download it again; "
+            f"{path} is not the file it was (SHA-256 {digest[:12]}..., was {was[:12]}...). Remove it to download it again; "
             f"if you replaced it on purpose, remove {kept.name}."
         )
 
 
 def _download(name, published, path):
-    """Download a published file to `path`, whole or not at all. → its SHA-256 in hexadecimal"""
+    """Download a published file to `path`, whole or not at all. Returns its SHA-256 in hexadecimal."""
     advice = f"Download {published.address}{_in_folder(published)} and put it at {path}."
     if not hub_is_reachable(DRIVE):
         raise UserError(f"no weights {name} ({published.what}): looked at {path}, and Google Drive cannot be reached. {advice}")
@@ -110,7 +119,7 @@ def _in_folder(published):
 
 
 def _find_member(published):
-    """The Drive id of a file in a folder, found by a word in its name. Raises UserError unless exactly one has it."""
+    """Find a file in a folder by a word in its name; returns its Drive id. Raises UserError unless exactly one has the word."""
     import gdown
 
     files = gdown.download_folder(id=published.drive_id, skip_download=True, quiet=True)
