@@ -1,10 +1,12 @@
-"""Check feature files before training on them: numbers, captions, images in two splits, and whether captions belong to their images.
+"""Check feature files before training on them, or describe what is in them.
 
   python check.py train.pkl val.pkl
   python check.py data/cc3m --sample 5000 --json
+  python check.py describe train.pkl
 
-The last check needs the text tower of the encoder that made the file (CLIP, SigLIP, CLAP), under the name the file holds or
---clip_model_type. Exit code 0: nothing found; 1: problems; 2: the command was wrong. Notes are things to know, not problems.
+A check looks at numbers, captions, images that are in two files, and whether captions belong to their images. The last one needs the text
+tower of the encoder that made the file (CLIP, SigLIP, CLAP). The exit code is 0 when nothing is found, 1 for problems, and 2 for a mistake
+in the command. Notes are things to know, not problems.
 """
 
 import functools
@@ -12,14 +14,28 @@ import sys
 
 from common import Parser, one_line_errors
 from features.check import add_options, run
+from features.store import describe
+
+
+def describe_files(words):
+    """Print what feature files say of themselves: `describe FILE ...`."""
+    parser = Parser(prog="check.py describe", description="Print the shape, the counts and the meta of feature files.")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="Feature files or directories")
+    for path in parser.parse_args(words).files:
+        print("\n".join(f"{key}: {value}" for key, value in describe(path).items()))
+    return 0
 
 
 @one_line_errors
 def main(argv=None):
+    """Check feature files, or describe them."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["describe"]:
+        return describe_files(words[1:])
     parser = Parser(prog="check.py", description=__doc__)
     add_options(parser)
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto, for the text tower (default auto)")
-    options = parser.parse_args(argv)
+    parser.add_argument("--device", default="auto", help="Device of the text tower: cpu, cuda, mps or auto (default auto)")
+    options = parser.parse_args(words)
 
     @functools.cache
     def tower(name):

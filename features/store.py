@@ -1,22 +1,18 @@
 """The feature file: embeddings and captions of a data set, in the published layout plus `meta`; or a directory of parts.
 
-  python -m features.store describe FILE …      what a file says of itself
-  python -m features.store check FILE …         what is wrong with it (check.py also compares captions with their images)
-
-A pickled dict: "clip_embedding" a tensor [N, D], one row an image, or [N, L, D] with several embeddings an image; "captions" a list of
-dicts with image_id, caption, id and clip_embedding (the caption's row); "meta" a dict of plain values. The published train.py reads ours
-(it looks at the first two  Reading runs nothing that stands in the file.
-A name without suffix is a directory (see directory.py).
+A pickled dict: "clip_embedding" is a tensor [N, D] with one row per image, or [N, L, D] with several embeddings per image; "captions" is a
+list of dicts with image_id, caption, id and clip_embedding (the caption's row); "meta" is a dict of plain values. The published train.py
+reads our files: it looks at the first two keys. Reading runs nothing that stands in the file. A name without suffix is a directory (see
+directory.py).
 """
 
 import io
 import pickle
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from common import Parser, UserError, one_line_errors, replace_file
+from common import UserError, replace_file
 from features.content import Features, drop_empty_captions, group_by_image, join_features
 from features.directory import is_directory_name, read_directory, write_directory
 from features.embeddings import MappedEmbeddings, first_bad_row
@@ -190,30 +186,8 @@ def _checked_caption(path, number, caption, rows, faults=None):
 
 
 def describe(path):
-    """What a feature file says of itself, or can be told of it → dict of plain values: shape, counts, and its meta."""
+    """Describe a feature file or directory: a dict of plain values with its shape, counts and meta."""
     features = load_features(path, faults=[])
     about = {"file": str(path), "shape": list(features.clip_embedding.shape), "dtype": str(features.clip_embedding.dtype)[6:]}
     about |= {"images": len(features.clip_embedding), "captions": len(features.captions), "width": features.width}
     return {**about, **{key: value for key, value in features.meta.items() if key not in about}}
-
-
-@one_line_errors
-def main(argv=None):
-    """The command line of this module: describe, or check without comparing captions with images."""
-    from features.check import add_options, run
-
-    parser = Parser(prog="python -m features.store", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="describe|check")
-    describing = commands.add_parser("describe", help="print what each file says of itself")
-    describing.add_argument("files", nargs="+", metavar="FILE")
-    add_options(commands.add_parser("check", help="report what is wrong; exit code 1 where something is"))
-    options = parser.parse_args(argv)
-    if options.command == "check":
-        return run(options, None)
-    for path in options.files:
-        print("\n".join(f"{key}: {value}" for key, value in describe(path).items()))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

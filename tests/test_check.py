@@ -11,7 +11,6 @@ import torch
 
 import check
 import tiny
-from features import store
 from features.store import load_features, save_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -85,8 +84,6 @@ def test_a_good_file_has_no_problem_and_says_what_was_not_tested(tmp_path, capsy
     assert check.main([save(tmp_path / "a.pkl")]) == 0
     said = capsys.readouterr().out
     assert "images 20, captions 20, width 16" in said and "ViT-B/32 has no text tower" in said and "no problem found" in said
-    assert store.main(["check", save(tmp_path / "b")]) == 0
-    assert "check.py compares" in capsys.readouterr().out
 
 
 def test_bad_rows_are_counted_and_named(tmp_path, capsys, no_towers):
@@ -126,10 +123,11 @@ def test_damaged_files_are_problems_and_a_missing_one_is_a_mistake(tmp_path, cap
     (tmp_path / "folder").mkdir()
     problems, reports = run(capsys, tmp_path / "a.pkl", tmp_path / "folder", save(tmp_path / "c.pkl"), code=1)
     assert "cannot be read" in problems[0] and "img_emb" in problems[1] and len(reports) == 3
-    for main, words in ((check.main, []), (store.main, ["check"])):
+    for words in ([], ["describe"]):
         with pytest.raises(SystemExit) as end:
-            main([*words, str(tmp_path / "none.pkl")])
-        assert end.value.code == 2 and "no feature file" in capsys.readouterr().err
+            check.main([*words, str(tmp_path / "none.pkl")])
+        assert end.value.code == 2, words
+        assert "no feature file" in capsys.readouterr().err, words
 
 
 def test_images_in_two_files_are_leaks_by_id_and_by_embedding(tmp_path, capsys, no_towers):
@@ -171,7 +169,7 @@ def test_several_embeddings_an_image_are_checked_too(tmp_path, capsys, no_towers
 def test_describe_tells_what_a_published_file_does_not_say(tmp_path, capsys):
     tiny.save_published_features(tmp_path / "oscar_split_ViT-B_32_train.pkl", [["a dog", "one dog"], ["a cat"]])
     save(tmp_path / "ours", 3)
-    assert store.main(["describe", str(tmp_path / "oscar_split_ViT-B_32_train.pkl"), str(tmp_path / "ours")]) == 0
+    assert check.main(["describe", str(tmp_path / "oscar_split_ViT-B_32_train.pkl"), str(tmp_path / "ours")]) == 0
     said = capsys.readouterr().out
     assert "shape: [2, 512]\ndtype: float32\nimages: 2\ncaptions: 3\nwidth: 512\nencoder: ViT-B/32" in said
     assert "format_version: 1" in said and "normalized: False" in said
