@@ -150,7 +150,7 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
     }
     if getattr(encoder, "pooling", "pooled") != "pooled":
         meta["pooling"] = encoder.pooling
-    if hasattr(encoder, "audio"):
+    if getattr(encoder, "audio", None) is not None:
         meta["audio"] = encoder.audio
     if fast_decode:
         meta["fast_decode"] = True

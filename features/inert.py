@@ -14,15 +14,16 @@ DTYPES = sorted(set(STORAGES.values()))
 # Everything that a feature file may name. numpy and pandas moved their modules over the years; files name either place.
 ADMITTED = {
     "collections": ["OrderedDict"],
-    "builtins": ["slice", "set", "frozenset", "bytearray"],
-    "__builtin__": ["slice", "set", "frozenset", "bytearray"],
+    "builtins": ["slice", "set", "frozenset", "bytes", "bytearray"],
+    "__builtin__": ["slice", "set", "frozenset", "bytes", "bytearray"],
     "_codecs": ["encode"],
     "numpy": ["ndarray", "dtype"],
     "numpy.core.multiarray": ["_reconstruct", "scalar"],
     "numpy._core.multiarray": ["_reconstruct", "scalar"],
     "numpy.core.numeric": ["_frombuffer"],
     "numpy._core.numeric": ["_frombuffer"],
-    "pandas": ["Series", "Index", "RangeIndex", "StringDtype"],
+    "pandas": ["Series", "Index", "RangeIndex", "StringDtype", "NA"],
+    "pandas._libs.missing": ["NA"],
     "pandas.arrays": ["ArrowStringArray", "StringArray"],
     "pandas.core.series": ["Series"],
     "pandas.core.indexes.base": ["Index", "_new_Index"],
@@ -112,3 +113,28 @@ def read_records(file, references=False):
     finally:
         if enabled:
             gc.enable()
+
+
+def is_kind(value, *names):
+    return isinstance(value, Record) and value.name in names
+
+
+def check(holds, what):
+    if not holds:
+        raise RefusedPickle(what)
+
+
+def build_as(builder, value, *kinds):
+    """Make a plain value that must be of one of these types."""
+    value = builder.build(value)
+    check(type(value) in kinds, f"a {type(value).__name__} where a {kinds[0].__name__} belongs")
+    return value
+
+
+def whole_numbers(value):
+    """Check a shape: a tuple of whole numbers from 0."""
+    if is_kind(value, "Size") and len(value.args) == 1:
+        value = value.args[0]
+    fits = type(value) in (tuple, list) and len(value) <= 32 and all(type(number) is int and number >= 0 for number in value)
+    check(fits, "a shape that is not made of whole numbers")
+    return tuple(value)

@@ -92,6 +92,7 @@ class _Builder:
 
     def _build_new(self, value, kind):
         """Make a plain value of a container or a record. Returns it, and how many containers it holds inside one another."""
+        names_a_class = kind is type
         if isinstance(value, Record):
             self.height = 0
             return REBUILD[value.name](self, value), self.height + 1
@@ -105,11 +106,13 @@ class _Builder:
             return dict(zip(value, items)), height
         if kind is set and self.are_atoms(value):
             return value, 1
-        if kind is type and value.module == "torch" and value.name in DTYPES:
+        if names_a_class and value.module == "torch" and value.name in DTYPES:
             import torch
 
             return getattr(torch, value.name), 0
-        raise RefusedPickle(f"{value.origin} where a value belongs" if kind is type else f"a {kind.__name__} with keys of other types")
+        if names_a_class and value.name == "NA":  # a missing value of pandas
+            return None, 0
+        raise RefusedPickle(f"{value.origin} where a value belongs" if names_a_class else f"a {kind.__name__} with keys of other types")
 
     def _build_all(self, values):
         height, built = 0, []

@@ -236,7 +236,9 @@ def test_clotho_says_which_unpacker_it_needs_and_uses_the_one_there(download, se
 def test_stopped_by_ctrl_c_it_keeps_the_part(download, server, workdir, root):
     server.content["train_caption.json"], server.slow = b"[" + b" " * 5_000_000 + b"]", 0.01
     command = [sys.executable, str(root / "data" / "download.py"), "annotations", "--mirror", server.url]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    # A shell that starts the tests in the background has its children ignore SIGINT; this one must not inherit that.
+    listens = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **listens)
     part = Path("data/coco/annotations/train_caption.json.part")
     for _ in range(500):
         if part.is_file() and part.stat().st_size:

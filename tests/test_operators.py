@@ -64,7 +64,8 @@ def test_layer_gives_the_same_numbers_and_gradients(onednn, kind, shape, outputs
     assert theirs.keys() == ours.keys()
     for name in theirs:
         assert ours[name].shape == theirs[name].shape
-        assert torch.allclose(ours[name], theirs[name], atol=1e-5), name
+        # Two libraries add a row's products in different orders: they differ in proportion to the largest sum.
+        assert torch.allclose(ours[name], theirs[name], atol=1e-5 * max(1.0, theirs[name].abs().max().item())), name
 
 
 def test_gelu_is_one_operation_with_the_numbers_of_gpt2():
