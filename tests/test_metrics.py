@@ -13,8 +13,6 @@ import pytest
 import evaluate
 from common import UserError
 from evaluation import metrics, statistics, tokens
-from evaluation.clipscore import clip_scores
-from evaluation.variety import describe_captions, repeats_ngram
 
 needs_java = pytest.mark.skipif(not tokens.java_is_here(), reason="no Java here")
 ODD = [
@@ -325,24 +323,3 @@ def test_the_paired_test_is_rarely_sure_of_a_difference_that_is_not_there():
         first, second = ({"x": statistics.mean_metric(one)} for one in scores)
         sure += statistics.compare(first, second, draws=200, seed=seed)["x"]["p_value"] < 0.05
     assert sure <= 9, "more than three times as often as 5 %"
-
-
-# -- CLIPScore and variety --------------------------------------------------------------------------------------------------
-
-
-def test_clipscore_is_worked_out_as_its_paper_says():
-    images = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    candidates = np.array([[0.6, 0.8], [-0.6, 0.8], [0.0, 1.0]])
-    found = clip_scores(images, candidates, [np.array([[1.0, 0.0], [0.8, 0.6]]), np.array([[1.0, 0.0]]), np.array([[1.0, 0.0]])])
-    assert found["CLIPScore"].per_image.tolist() == pytest.approx([1.5, 0, 0])
-    # 0.6 · 0.8 + 0.8 · 0.6 = 0.96 is the closer reference; the harmonic mean of 1.5 and 0.96.
-    assert found["RefCLIPScore"].per_image.tolist() == pytest.approx([2 * 1.5 * 0.96 / (1.5 + 0.96), 0, 0])
-
-
-def test_variety_counts_what_it_says():
-    found = describe_captions(["a b a b", "a b a b", "c d", ""], train_captions=["c d"], ended=[True, False, True, True])
-    assert found["distinct"] == 3 and found["distinct_share"] == 0.75 and found["vocabulary"] == 4 and found["mean_length"] == 2.5
-    assert found["repeated_2grams"] == 0.5 and found["repeated_3grams"] == 0 and found["empty"] == 1
-    assert found["novel_share"] == 0.75 and found["ended_share"] == 0.75
-    assert "novel_share" not in describe_captions(["a"]) and "ended_share" not in describe_captions(["a"])
-    assert repeats_ngram("a a a".split(), 2) and not repeats_ngram("a b c".split(), 1) and not repeats_ngram([], 2)
