@@ -1,15 +1,13 @@
 """Files of tensors: written whole or not at all, and read without running code from them."""
 
-import os
 import pickle
 import re
-import zipfile
 from pathlib import Path
 
 import torch
 
 from common import UserError, replace_file
-from models.weights import READ_ERRORS
+from models.weights import READ_ERRORS, refuse_compressed
 
 
 def save_tensors(content, path):
@@ -43,13 +41,3 @@ def read_tensors(path):
     except READ_ERRORS as error:
         reason = (str(error).splitlines() or ["ends early"])[0]
         raise UserError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}). Copy or download it again.") from error
-
-
-def refuse_compressed(path):
-    """Raise UserError when members of a zip are compressed: torch never compresses, and a small bomb could fill the memory."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size > os.path.getsize(path):
-                raise UserError(f"{path} holds compressed data ({member.filename}), which torch never writes: refused.")

@@ -65,18 +65,72 @@ def pick_file(found, names):
 def read_state(path):
     """Read a weight file (.safetensors, or a state dict of torch) as a dict of tensors, without running code from it.
 
-    Raises one of READ_ERRORS.
+    Raises:
+        UserError: its tensors would take more memory than the file.
+        One of READ_ERRORS: anything else that is wrong.
     """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if Path(path).suffix != ".safetensors":
-        return torch.load(path, map_location="cpu", weights_only=True)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
+    if Path(path).suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+    refuse_compressed(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for name, tensor in state.items() if isinstance(state, dict) else ():
+        if isinstance(tensor, torch.Tensor) and tensor.numel() > max(1, tensor.untyped_storage().nbytes() // tensor.element_size()):
+            raise UserError(f"{path} promises more data than it holds ({name} is {tuple(tensor.shape)}): refused. Download it again.")
+    return state
+
+
+def refuse_compressed(path, concerns=lambda name: True):
+    """Refuse a zip whose members would take more memory than the file: torch stores them plainly and one after another.
+
+    Args:
+        path: a file, zip or not.
+        concerns: function(name of a member) that tells whether it will be read.
+
+    Raises:
+        UserError: members are compressed, or share their bytes.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if concerns(member.filename)]
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise UserError(f"{path} holds compressed data ({member.filename}), which torch never writes: refused.")
+    if sum(member.file_size for member in members) > os.path.getsize(path):
+        raise UserError(f"{path} promises more data than it holds: refused. Download it again.")
+
+
+def refuse_oversized(build, size):
+    """Build a model without memory first, and refuse one that is larger than its weight files can fill.
+
+    Args:
+        build: function that builds the model; called on torch's meta device.
+        size: of the weight files, in bytes. Each number takes at least one.
+
+    Returns:
+        The model without memory.
+
+    Raises:
+        ValueError: the model has more parameters than the files have bytes.
+    """
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # that loading weights does nothing there
+        model = build()
+    numbers = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    if numbers > max(size, 2**20):
+        raise ValueError(f"a model of {numbers:,} numbers for {size:,} bytes of weights")
+    return model
 
 
 def hub_file(repository, names, what, place):

@@ -9,16 +9,18 @@ library's own cache, then downloaded. To add a family, write a file here and add
 in docs/encoders.md read the registry. Nothing here imports torch before an encoder is loaded.
 """
 
+import contextlib
 import dataclasses
-import json
 import os
 from pathlib import Path
 
 from common import UserError
 from models.encoders import clap, clipxgpt, hugging_face, open_clip, openai, timm
+from models.encoders.configs import read_config
 from models.encoders.encoder import Encoder, Family
+from models.weights import READ_ERRORS, first_line
 
-__all__ = ["ENCODERS", "ENCODER_HELP", "Encoder", "Family", "find_family", "load_encoder", "pick_device"]
+__all__ = ["ENCODERS", "ENCODER_HELP", "Encoder", "Family", "find_family", "load_encoder", "loading", "pick_device"]
 
 ENCODERS = {
     "openai": openai.FAMILY,
@@ -55,7 +57,8 @@ def load_encoder(name, device="cpu", mixed_precision="no", pooling="pooled"):
         raise UserError(f"no pooling {pooling}: expected {' or '.join(POOLINGS)}.")
     family = find_family(name)
     device = pick_device(device)  # before minutes of loading
-    encoder = family.build(name, pooling)
+    with loading(name):
+        encoder = family.build(name, pooling)
     module = encoder.module.float().eval().requires_grad_(False).to(device)
     encoder = dataclasses.replace(encoder, module=module, device=device, mixed_precision=mixed_precision)
     if mixed_precision != "no":
@@ -71,18 +74,25 @@ def find_family(name):
     if Path(name).is_file():
         return next(family for family in ENCODERS.values() if family.takes_files)
     if (Path(name) / "config.json").is_file():
-        config = _read_config(Path(name) / "config.json")
+        config = read_config(Path(name) / "config.json")
         return next(family for family in ENCODERS.values() if family.takes_folder and family.takes_folder(config))
     raise UserError(
         f"no encoder and no file named {name}. Known: {KNOWN}; or the path of a folder that save_pretrained wrote (docs/encoders.md)."
     )
 
 
-def _read_config(path):
+@contextlib.contextmanager
+def loading(name):
+    """Turn what libraries raise on the files of an encoder into a UserError that names the encoder."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Expected what save_pretrained writes.") from error
+        yield
+    except UserError:
+        raise
+    except READ_ERRORS as error:
+        raise UserError(
+            f"{name} cannot be loaded ({type(error).__name__}: {first_line(error)}). "
+            "Expected the whole files of an encoder; download them again."
+        ) from error
 
 
 def pick_device(name="auto"):

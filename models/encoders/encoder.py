@@ -8,6 +8,8 @@ import hashlib
 
 from common import UserError
 
+MOST_SIDE = 4096  # pixels; encoders in use take at most some 1,000
+
 
 @dataclasses.dataclass
 class Encoder:
@@ -132,15 +134,25 @@ class TextParts:
     projection: object = None
 
 
+def check_side(name, preprocessing):
+    """Refuse an encoder whose settings ask for images that would fill the memory."""
+    for what in ("image_size", "resize"):
+        sides = preprocessing[what] if isinstance(preprocessing[what], list) else [preprocessing[what]]
+        for side in sides:
+            if not isinstance(side, str) and not 1 <= side <= MOST_SIDE:  # str: SigLIP 2's packed patches
+                raise UserError(f"{name} asks for images of {side} pixels a side; expected 1 to {MOST_SIDE}. Check its config.")
+
+
 def image_encoder(name, module, preprocess, preprocessing, pooling):
     """Make an Encoder of an image tower; one blank image through it tells its width.
 
     Raises:
-        UserError: pooling is "none", and the tower has no tokens.
+        UserError: pooling is "none" and the tower has no tokens, or it asks for enormous images.
     """
     import torch
     from PIL import Image
 
+    check_side(name, preprocessing)
     module = module.float().eval()
     with torch.no_grad():
         shape = module(preprocess(Image.new("RGB", (64, 64)))[None]).shape

@@ -5,10 +5,22 @@ import os
 from pathlib import Path
 
 from common import UserError
+from models.encoders.configs import read_config
 from models.encoders.encoder import Family, TextParts, call_module, image_encoder
 from models.encoders.preprocess import Preprocess
-from models.weights import READ_ERRORS, find_weights, first_line, hub_file, load_from_library, pick_file, weights_folder
+from models.weights import (
+    READ_ERRORS,
+    find_weights,
+    first_line,
+    hub_file,
+    load_from_library,
+    pick_file,
+    refuse_compressed,
+    refuse_oversized,
+    weights_folder,
+)  # fmt: skip
 
+TOKENIZER_SETTINGS = {"clean", "strip_sep_token", "language"}
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 
 
@@ -65,8 +77,8 @@ def load_openclip(name):
     rest = name.removeprefix("open_clip:")
     folder = Path(rest).expanduser()
     if (folder / "open_clip_config.json").is_file():
-        pick_file(folder, WEIGHT_FILES)  # without any, open_clip would use random weights
-        return _create(f"local-dir:{folder}", folder), f"local-dir:{folder}"
+        read_config(folder / "open_clip_config.json")
+        return _create(f"local-dir:{folder}", pick_file(folder, WEIGHT_FILES)), f"local-dir:{folder}"
     arch, _, pretrained = rest.partition("/")
     if open_clip.get_model_config(arch) is None:
         near = difflib.get_close_matches(arch, open_clip.list_models(), 3, 0.4)
@@ -87,7 +99,7 @@ def load_openclip(name):
         )
     # A tag also says how its images were preprocessed, and which activation it was trained with.
     settings = {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if tag.get(key)}
-    return _create(arch, file, pretrained=str(file), force_preprocess_cfg=settings, force_quick_gelu=bool(tag.get("quick_gelu"))), arch
+    return _create(arch, file, force_preprocess_cfg=settings, force_quick_gelu=bool(tag.get("quick_gelu"))), arch
 
 
 def _find_tag(arch, tag, config, name):
@@ -109,10 +121,20 @@ def _find_tag(arch, tag, config, name):
 
 
 def _create(source, file, **options):
+    """Make open_clip's model and fill it from a weight file."""
     import open_clip
 
+    def make(device):
+        return open_clip.create_model(source, load_weights=False, pretrained_text=False, device=device, **options)
+
     try:
-        return open_clip.create_model(source, pretrained_text=False, **options).float().eval()
+        refuse_compressed(file)
+        refuse_oversized(lambda: make("meta"), os.path.getsize(file))
+        model = make("cpu")
+        open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
+        return model.float().eval()
+    except UserError:
+        raise
     except READ_ERRORS as error:
         details = " ".join(str(error).split())[:160] or first_line(error)
         raise UserError(
@@ -136,14 +158,19 @@ def _load_tokenizer(source):
     """Load a tokenizer by the second value of load_openclip: a callable from a list of texts to int64 [N, T]."""
     import open_clip
 
-    config = open_clip.get_model_config(source)["text_cfg"]
+    folder = source.removeprefix("local-dir:")
+    whole = open_clip.get_model_config(source) if folder == source else read_config(Path(folder) / "open_clip_config.json")["model_cfg"]
+    config = whole["text_cfg"]
+    more = config.get("tokenizer_kwargs", {})
+    if not isinstance(more, dict) or not set(more) <= TOKENIZER_SETTINGS:  # others reach transformers, "trust_remote_code" among them
+        raise UserError(f"{source} has tokenizer_kwargs {more}; expected some of {', '.join(sorted(TOKENIZER_SETTINGS))}.")
     if source.startswith("local-dir:") or not config.get("hf_tokenizer_name"):
         return open_clip.get_tokenizer(source)
 
     def load(folder, local_files_only):
         return open_clip.tokenizer.HFTokenizer(
             folder, context_length=config.get("context_length", 77), tokenizer_mode=config.get("tokenizer_mode"),
-            local_files_only=local_files_only, **config.get("tokenizer_kwargs", {}),
+            local_files_only=local_files_only, **more,
         )  # fmt: skip
 
     return load_from_library(load, config["hf_tokenizer_name"], "tokenizer", "tokenizer.json and tokenizer_config.json")

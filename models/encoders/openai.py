@@ -1,14 +1,15 @@
 """OpenAI's CLIP: its nine models by name, and weight files in its layout."""
 
 import hashlib
-import zipfile
+import os
 from pathlib import Path
 
 from common import UserError
 from models import weights
-from models.encoders.encoder import Encoder, Family, TextParts, call_module, no_tokens
+from models.encoders.encoder import Encoder, Family, TextParts, call_module, check_side, no_tokens
 from models.encoders.preprocess import Preprocess
-from models.weights import READ_ERRORS, find_weights, first_line, weights_folder
+from models.encoders.torchscript import is_torchscript, read_torchscript
+from models.weights import READ_ERRORS, find_weights, first_line, read_state, refuse_oversized, weights_folder
 
 # The names OpenAI gave its models, in the order of their library.
 CLIP_NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
@@ -25,6 +26,7 @@ def build(name, pooling):
 
     visual = load_clip(name).visual
     preprocess, preprocessing = openai_preprocess(visual.input_resolution)
+    check_side(name, preprocessing)
     width = visual.output_dim
     if pooling == "none":
         if not isinstance(visual, VisionTransformer):
@@ -109,30 +111,24 @@ def _find_clip(name):
 
 def _read_clip(path):
     """Read a weight file as clip.model.CLIP in eval mode. As in clip.load, weights are rounded to fp16 first."""
-    import torch
     from clip.model import build_model
 
     try:
-        if _is_torchscript(path):
-            state = torch.jit.load(path, map_location="cpu").state_dict()
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        state = dict(state)
+        state = read_torchscript(path) if is_torchscript(path) else dict(read_state(path))
         if "visual.conv1.weight" in state and "token_embedding.weight" not in state:
             raise ValueError("only a vision tower, the text tower is missing")
+        size = os.path.getsize(path)
+        refuse_oversized(lambda: build_model(dict(state)), size)
+        if len(state["positional_embedding"]) ** 2 > max(size, 2**20):  # its causal mask
+            raise ValueError(f"a context of {len(state['positional_embedding']):,} tokens")
         return build_model(state)
+    except UserError:
+        raise
     except READ_ERRORS as error:
         raise UserError(
             f"{path} does not hold CLIP weights ({type(error).__name__}: {first_line(error, 120)}); "
             "expected OpenAI's archive or a state dict of its model. Download it again, or give another file."
         ) from error
-
-
-def _is_torchscript(path):
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(member.endswith("/constants.pkl") for member in archive.namelist())
 
 
 FAMILY = Family(

@@ -10,7 +10,7 @@ import dataclasses
 import os
 
 from common import UserError
-from models.encoders import find_family, pick_device
+from models.encoders import find_family, loading, pick_device
 
 TEXTS_TOGETHER = 256  # texts encoded in one batch
 TEXT_PREFIX = "A photo depicts "  # CLIPScore, arXiv:2104.08718, section 3.1: put before every caption
@@ -88,7 +88,8 @@ def load_text_tower(name, device="cpu"):
     name = os.fspath(name)
     family = find_family(name)
     device = pick_device(device)
-    parts = family.load_text(name) if family.load_text else None
+    with loading(name):
+        parts = family.load_text(name) if family.load_text else None
     if parts is None:
         return None
     parts.module.float().eval().requires_grad_(False)

@@ -1,12 +1,14 @@
 """timm's image models without their classifier, each with its own preprocessing; `tinyvit` among them."""
 
 import difflib
+import os
 from pathlib import Path
 
 from common import UserError
+from models.encoders.configs import read_config
 from models.encoders.encoder import Family, call_module, image_encoder
 from models.encoders.preprocess import Preprocess
-from models.weights import READ_ERRORS, find_weights, first_line, hub_file, pick_file, read_state, weights_folder
+from models.weights import READ_ERRORS, find_weights, first_line, hub_file, pick_file, read_state, refuse_oversized, weights_folder
 
 TINYVIT = "tiny_vit_21m_224.dist_in22k_ft_in1k"  # timm's name of the nearest public weights
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm names them on the hub
@@ -28,6 +30,7 @@ def build(name, pooling):
     timm_name = name.removeprefix("timm:")
     folder = Path(timm_name).expanduser()
     if (folder / "config.json").is_file():
+        read_config(folder / "config.json")
         return _build(name, f"local-dir:{folder}", folder, folder, pooling)
     if folder.exists():
         raise UserError(f"{folder} is no folder of timm's: expected config.json with an architecture, and model.safetensors.")
@@ -87,14 +90,16 @@ def _fill(timm_name, file):
         state = read_state(file)
         state = state.get("state_dict", state.get("model", state))
         # timm translates older layouts. The overlay says that the weights have no classes either, so that every other key must be there.
-        model = timm.create_model(timm_name, pretrained=False, num_classes=0)
+        model = refuse_oversized(lambda: timm.create_model(timm_name, pretrained=False, num_classes=0), os.path.getsize(file))
         heads = model.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
         state = {key: value for key, value in state.items() if not key.startswith(heads) and not key.endswith("attention_bias_idxs")}
         overlay = {"state_dict": state, "num_classes": 0, "label_offset": 0, "source": "", "custom_load": False}
         model = timm.create_model(timm_name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+    except UserError:
+        raise
     except READ_ERRORS as error:
-        another = any(words in str(error) for words in ("Missing key", "size mismatch", "Unexpected key"))
+        another = any(words in str(error) for words in ("Missing key", "size mismatch", "Unexpected key", "a model of"))
         what = "is of another model" if another else "does not hold weights of the model"
         details = " ".join(str(error).split())[:160]
         raise UserError(f"{file} {what}: expected {timm_name} ({details or first_line(error)}). Download it again.") from error
