@@ -1,10 +1,13 @@
 """Pictures as they come: each read as an independent reading has it, or refused with a reason."""
 
 import io
+import os
+import socket
 import struct
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import tiny
+from models.encoders import images
 from models.encoders.images import FORMATS, UPRIGHT, UnreadableImage, read_image
 
 RANDOM = np.random.default_rng(7)
@@ -179,13 +182,15 @@ def test_what_cannot_be_read_says_why(tmp_path):
     jpeg, png = encoded(COLOUR, "JPEG"), encoded(RANDOM.integers(0, 256, (80, 80, 3), dtype=np.uint8), "PNG")
     (tmp_path / "empty.jpg").write_bytes(b"")
     bomb = png_of_16_bits(np.zeros((1, 1, 3), np.uint16))
-    header = b"IHDR" + struct.pack(">II", 100_000, 1000) + bomb[24:29]  # it says 100,000 x 1,000 pixels
+    header = b"IHDR" + struct.pack(">II", 100_000, 1800) + bomb[24:29]  # it says 100,000 x 1,800 pixels
     bomb = bomb[:12] + header + struct.pack(">I", zlib.crc32(header)) + bomb[33:]
     for source, reason in (
         (tmp_path / "empty.jpg", "zero bytes"),
         (b"", "zero bytes"),
         (tmp_path / "nowhere.jpg", "no such file"),
-        (tmp_path, "directory"),
+        (tmp_path, "a folder; expected a regular file"),
+        ("https://example.org/cat.jpg", "a URL, not a file: download it first"),
+        (Path("https://example.org/cat.jpg"), "a URL, not a file: download it first"),
         (b"<html>404</html>", "not a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a picture"),
         (jpeg[: len(jpeg) * 2 // 3], "(?i)truncated"),
@@ -234,15 +239,14 @@ def test_a_jpeg_may_come_out_smaller_but_no_side_below_the_least(tmp_path, least
         assert read_image(tmp_path / f"a.{suffix}", least).size == (size if suffix == "jpg" else (1200, 900))
 
 
-def test_many_threads_read_at_once(tmp_path):
-    """Bombs are refused and warnings kept quiet in every thread, and the filters are as they were once all have left."""
-    tiny.save_picture(tmp_path / "good.jpg", 0)
-    bomb = io.BytesIO()
-    Image.new("1", (10_000, 9_500)).save(bomb, "PNG")  # more pixels than MAX_IMAGE_PIXELS, fewer than twice as many: PIL only warns
+def test_many_threads_read_at_once(monkeypatch):
+    """Large images are read without warnings in every thread, and the filters are as they were once all have left."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)  # PIL warns from here on, and refuses twice as many
+    large, bomb = encoded(np.zeros((30, 40), np.uint8), "PNG"), encoded(np.zeros((40, 40), np.uint8), "PNG")
 
     def read(number):
         try:
-            return read_image(bomb.getvalue() if number % 2 else tmp_path / "good.jpg").size
+            return read_image((large, bomb, encoded(COLOUR, "PNG"))[number % 3]).size
         except UnreadableImage as error:
             return str(error)[:15]
 
@@ -250,6 +254,29 @@ def test_many_threads_read_at_once(tmp_path):
         warnings.simplefilter("error")
         before = list(warnings.filters)
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(read, range(200)))
+            found = list(pool.map(read, range(300)))
         assert warnings.filters == before
-    assert found == [(80, 64), "too many pixels"] * 100
+    assert found == [(40, 30), "too many pixels", (17, 12)] * 100
+
+
+def test_a_phone_picture_of_more_than_89_million_pixels_is_read():
+    assert read_image(encoded(Image.new("L", (12_000, 9_000), 200), "JPEG"), 256).size == (1500, 1125)
+
+
+def test_a_fifo_or_socket_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "fifo.jpg")
+    with pytest.raises(UnreadableImage, match="a FIFO; expected a regular file"):
+        read_image(tmp_path / "fifo.jpg")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp_path / "s.jpg"))
+    with pytest.raises(UnreadableImage, match="a socket; expected a regular file"):
+        read_image(tmp_path / "s.jpg")
+    listening.close()
+
+
+def test_deep_pixels_are_scaled_alike_in_one_block_and_in_many(monkeypatch):
+    for pixels in (DEEP, DEEP.astype(np.float32) / 65535, DEEP.astype(np.int64) - 9, np.where(DEEP > 60000, np.nan, DEEP)):
+        whole = images._to_eight_bits(pixels)
+        monkeypatch.setattr(images, "BLOCK", 7)
+        assert (images._to_eight_bits(pixels) == whole).all()
+        monkeypatch.undo()

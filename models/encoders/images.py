@@ -12,6 +12,8 @@ Suffixes are ignored: the content decides. Animations give their first frame. EP
 
 import io
 import os
+import re
+import stat
 import threading
 import warnings
 from pathlib import Path
@@ -19,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common import KINDS
 from models.weights import READ_ERRORS
 
 # Ordinary formats first: PIL loads its rarer readers only when it needs them.
@@ -35,7 +38,9 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-DAMAGED = (*READ_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning)
+DAMAGED = (*READ_ERRORS, Image.DecompressionBombError)
+URL = re.compile(r"(?i)[a-z][a-z0-9+.-]+:/{1,2}\S")  # pathlib makes one slash of two
+BLOCK = 2**20  # numbers scaled to eight bits together
 
 
 class UnreadableImage(ValueError):
@@ -43,7 +48,7 @@ class UnreadableImage(ValueError):
 
 
 class _NoWarnings:
-    """Ignore warnings about odd EXIF and the like, which are common among a hundred thousand images.
+    """Ignore warnings about odd EXIF and large images, which are common among a hundred thousand images.
 
     This is warnings.catch_warnings for several threads at once: the first to enter sets the filters, the last to leave restores them.
     """
@@ -58,7 +63,6 @@ class _NoWarnings:
                 self.caught = warnings.catch_warnings()
                 self.caught.__enter__()
                 warnings.simplefilter("ignore")
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
 
     def __exit__(self, *_):
         with self.lock:
@@ -83,7 +87,7 @@ def read_image(source, least_side=None):
 
     Raises:
         UnreadableImage: a missing or empty file, one that is no image or is damaged, or one with more pixels than PIL thinks safe
-            (Image.MAX_IMAGE_PIXELS, about 89 million).
+            (twice Image.MAX_IMAGE_PIXELS: about 179 million). A FIFO, socket or device is refused unopened.
     """
     if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
         raise TypeError(f"an image is a path, bytes or a PIL image, not a {type(source).__name__}")
@@ -91,21 +95,32 @@ def read_image(source, least_side=None):
         try:
             if isinstance(source, Image.Image):
                 return _upright_rgb(source)
-            data = Path(source).read_bytes() if isinstance(source, (str, os.PathLike)) else bytes(source)
+            data = _read_file(source) if isinstance(source, (str, os.PathLike)) else bytes(source)
             if not data:
                 raise UnreadableImage("empty: zero bytes")
             return _decode(data, least_side)
         except UnreadableImage:
             raise
-        except FileNotFoundError as error:
-            raise UnreadableImage("no such file") from error
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise UnreadableImage(f"too many pixels: more than {Image.MAX_IMAGE_PIXELS}, as in a decompression bomb") from error
+        except Image.DecompressionBombError as error:
+            raise UnreadableImage(f"too many pixels: more than {2 * Image.MAX_IMAGE_PIXELS}, as in a decompression bomb") from error
         except Image.UnidentifiedImageError as error:
             raise UnreadableImage("not a picture in a known format") from error
         except DAMAGED as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise UnreadableImage(f"cannot be read: {' '.join(reason.split())}") from error
+
+
+def _read_file(path):
+    """Read a regular file; opening a FIFO would wait for a writer that may never come."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        if URL.match(os.fspath(path)):
+            raise UnreadableImage("a URL, not a file: download it first (wget or curl -O) and give the file") from error
+        raise UnreadableImage("no such file") from error
+    if not stat.S_ISREG(mode):
+        raise UnreadableImage(f"{KINDS.get(stat.S_IFMT(mode), 'something else')}; expected a regular file")
+    return Path(path).read_bytes()
 
 
 def _decode(data, least_side=None):
@@ -170,7 +185,7 @@ def _read_tiff(data):
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[0]
-        if page.imagewidth * page.imagelength > Image.MAX_IMAGE_PIXELS:
+        if page.imagewidth * page.imagelength > 2 * Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError
         pixels, axes = page.asarray(), page.axes
         tag = page.tags.get(ORIENTATION)
@@ -200,15 +215,22 @@ def _to_eight_bits(pixels):
         return pixels
     if pixels.dtype.kind not in "biuf":
         raise UnreadableImage(f"pixels of type {pixels.dtype}, expected integers or floats")
-    values = pixels.astype(np.float64)
-    finite = np.isfinite(values)
-    if not finite.all():
-        values = np.where(finite, values, 0)
-    low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0, 0)
-    if pixels.dtype.kind in "bf" and low >= 0 and high <= 1:
-        scaled = values * 255
-    elif pixels.dtype.kind in "iu" and pixels.dtype.itemsize > 1 and low >= 0 and high <= 65535:
-        scaled = values / 257
-    else:
-        scaled = (values - low) / max(high - low, np.finfo(np.float64).tiny) * 255
-    return np.rint(np.where(finite, scaled, 0)).clip(0, 255).astype(np.uint8)
+    flat = np.ascontiguousarray(pixels).reshape(-1)
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(flat), BLOCK)]  # 64-bit floats of all of it would fill the memory
+    finite = (flat[block][np.isfinite(flat[block])] for block in blocks)
+    ends = [(float(values.min()), float(values.max())) for values in finite if len(values)] or [(0.0, 0.0)]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    from_0_to_1 = pixels.dtype.kind in "bf" and low >= 0 and high <= 1
+    sixteen_bits = pixels.dtype.kind in "iu" and pixels.dtype.itemsize > 1 and low >= 0 and high <= 65535
+    result = np.empty(len(flat), np.uint8)
+    for block in blocks:
+        values = flat[block].astype(np.float64)
+        values = np.where(np.isfinite(values), values, low)
+        if from_0_to_1:
+            scaled = values * 255
+        elif sixteen_bits:
+            scaled = values / 257
+        else:
+            scaled = (values - low) / max(high - low, np.finfo(np.float64).tiny) * 255
+        result[block] = np.rint(np.where(np.isfinite(flat[block]), scaled, 0)).clip(0, 255).astype(np.uint8)
+    return result.reshape(pixels.shape)
