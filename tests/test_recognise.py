@@ -102,6 +102,47 @@ def test_sizes_and_forms_are_told_from_the_shapes(tmp_path, languages):
     assert config.gpt_config["n_layer"] == facts.gpt_layers and config.gpt_config["n_embd"] == facts.width and config.stop_token == "."
 
 
+def wrap(state, prefix, inner="", container=None):
+    """Save a state dict as a training program does: texts in names, and a dict with other entries around it."""
+    names = {name: name.replace("gpt.", f"gpt.{inner}", 1) if name.startswith("gpt.") else name for name in state}
+    wrapped = {prefix + names[name]: tensor for name, tensor in state.items()}
+    return {"epoch": 3, container: wrapped, "optimizer": {"state": {}, "lr": [0.1]}} if container else wrapped
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear", "transformer", "clipxgpt", "prompted", "lora"])
+def test_wrappers_of_training_programs_are_taken_off(tmp_path, languages, kind):
+    folders, tokenizer = languages
+    state, facts = weight_files.random_file(kind, 4, len(tokenizer), STOP)
+    torch.save(state, tmp_path / "plain.pt")
+    gpt2_type = str(folders[facts.width])
+    expected = load_checkpoint(tmp_path / "plain.pt", gpt2_type=gpt2_type).state_dict()
+    for words in (
+        {"prefix": "module."},
+        {"prefix": "_orig_mod."},
+        {"prefix": "model.", "container": "state_dict"},
+        {"prefix": "module._orig_mod.", "container": "model"},
+        {"prefix": "model._orig_mod.module.", "container": "state_dict"},
+        {"prefix": "", "container": "state_dict"},
+        {"prefix": "", "inner": "_orig_mod."},
+    ):
+        torch.save(wrap(state, **words), tmp_path / "wrapped.pt")
+        found = load_checkpoint(tmp_path / "wrapped.pt", gpt2_type=gpt2_type).state_dict()
+        assert found.keys() == expected.keys(), words
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items()), words
+
+
+def test_a_fault_in_a_wrapped_file_is_named_as_the_file_names_it(tmp_path, languages):
+    folders, tokenizer = languages
+    state, facts = weight_files.random_file("mlp", 4, len(tokenizer), STOP)
+    del state["clip_project.model.0.bias"]
+    torch.save(wrap(state, "module."), tmp_path / "wrapped.pt")
+    with pytest.raises(UserError, match=r"missing module\.clip_project\.model\.0\.bias"):
+        load_checkpoint(tmp_path / "wrapped.pt", gpt2_type=str(folders[facts.width]))
+    torch.save({**state, "module.clip_project.model.2.bias": torch.ones(2)}, tmp_path / "twice.pt")
+    with pytest.raises(UserError, match="which are the same parameter"):
+        load_checkpoint(tmp_path / "twice.pt", gpt2_type=str(folders[facts.width]))
+
+
 @pytest.mark.parametrize("kind", ["mlp", "linear", "transformer", "clipxgpt", "prompted", "lora"])
 def test_a_key_removed_added_or_reshaped_is_refused_and_named(tmp_path, languages, kind):
     folders, tokenizer = languages

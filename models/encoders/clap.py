@@ -1,8 +1,9 @@
 """CLAP, a sound encoder of the Hugging Face hub: clap:REPO_OR_DIR."""
 
 from common import UserError
+from models.encoders.configs import check_folder
 from models.encoders.encoder import Encoder, Family, call_module, no_tokens
-from models.encoders.hugging_face import check_keys, expected_in, load_text, quiet
+from models.encoders.hugging_face import check_keys, expected_in, load_text, quiet, refuse_larger
 from models.encoders.preprocess import Preprocess
 from models.weights import load_from_library
 
@@ -78,17 +79,19 @@ def _load_audio(source, local_files_only):
     from transformers import AutoConfig, AutoFeatureExtractor, ClapAudioModelWithProjection
 
     with quiet():
-        config = AutoConfig.from_pretrained(source, local_files_only=local_files_only)
+        check_folder(source)
+        config = AutoConfig.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
         if not config.model_type.startswith("clap"):
             raise UserError(f"{source} is a {config.model_type}, not a CLAP model. For images write hf:{source}.")
         if "audio_config" in config.sub_configs:
             config = config.audio_config
+        refuse_larger(lambda: ClapAudioModelWithProjection(config), source)
         model, info = ClapAudioModelWithProjection.from_pretrained(
             source, config=config, local_files_only=local_files_only, dtype=torch.float32, output_loading_info=True
         )
         check_keys(source, "CLAP audio tower", info)
         with expected_in(source, "preprocessor_config.json"):
-            extractor = AutoFeatureExtractor.from_pretrained(source, local_files_only=local_files_only)
+            extractor = AutoFeatureExtractor.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
     return model, extractor
 
 

@@ -4,9 +4,10 @@ import contextlib
 from pathlib import Path
 
 from common import UserError
+from models.encoders.configs import check_folder, weights_size
 from models.encoders.encoder import Family, TextParts, call_module, image_encoder
 from models.encoders.preprocess import Preprocess
-from models.weights import load_from_library
+from models.weights import load_from_library, refuse_oversized
 
 VISION_FILES = "config.json, preprocessor_config.json and model.safetensors"
 TEXT_FILES = "config.json, model.safetensors, tokenizer.json and tokenizer_config.json"
@@ -87,6 +88,13 @@ def expected_in(source, files):
         raise UserError(f"{source} has no {files} that transformers reads. Put the model's own there.") from error
 
 
+def refuse_larger(build, source):
+    """Refuse a folder whose config describes a larger model than its weight files can fill; names of the hub pass."""
+    size = weights_size(source)
+    if size is not None:
+        refuse_oversized(build, size)
+
+
 def check_keys(source, what, info, but=()):
     """Raise UserError when weights are missing or of another shape.
 
@@ -110,19 +118,23 @@ def _load_vision(source, local_files_only):
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     with quiet():
-        config = AutoConfig.from_pretrained(source, local_files_only=local_files_only)
+        check_folder(source)
+        config = AutoConfig.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
         if config.model_type.startswith("clap"):
             raise UserError(f"{source} is a sound encoder ({config.model_type}): write clap:{source}.")
         if "vision_config" in config.sub_configs:
             config = config.vision_config
+        refuse_larger(lambda: AutoModel.from_config(config, trust_remote_code=False), source)
         model, info = AutoModel.from_pretrained(
-            source, config=config, local_files_only=local_files_only, dtype=torch.float32, output_loading_info=True
+            source, config=config, local_files_only=local_files_only, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
         if model.main_input_name != "pixel_values":
             raise UserError(f"{source} is no vision model but a {config.model_type}; expected a CLIP, SigLIP, DINO or other vision tower.")
         check_keys(source, "vision tower", info, but=("pooler.",))
         with expected_in(source, "preprocessor_config.json"):
-            processor = AutoImageProcessor.from_pretrained(source, backend="pil", local_files_only=local_files_only)
+            processor = AutoImageProcessor.from_pretrained(
+                source, backend="pil", local_files_only=local_files_only, trust_remote_code=False
+            )
     return model, processor, any(key.startswith("pooler.") for key in info["missing_keys"])
 
 
@@ -188,17 +200,21 @@ def _load_pair(source, local_files_only):
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     with quiet():
-        config = AutoConfig.from_pretrained(source, local_files_only=local_files_only)
+        check_folder(source)
+        config = AutoConfig.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
         if config.model_type in ONE_TOWER:
             raise UserError(f"{source} holds one tower alone ({config.model_type}), no text tower. Give the folder or repository of both.")
         if "text_config" not in config.sub_configs:
             return None
-        model, info = AutoModel.from_pretrained(source, local_files_only=local_files_only, dtype=torch.float32, output_loading_info=True)
+        refuse_larger(lambda: AutoModel.from_config(config, trust_remote_code=False), source)
+        model, info = AutoModel.from_pretrained(
+            source, config=config, local_files_only=local_files_only, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+        )
         check_keys(source, "text tower", info)
         if not hasattr(model, "get_text_features"):  # other models of two towers
             return None
         with expected_in(source, "tokenizer.json and tokenizer_config.json"):
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
             if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
                 raise ValueError("a tokenizer without words: what transformers builds for some models where there are no files")
     for other in {"vision_model", "audio_model"} & set(model._modules):
