@@ -183,6 +183,7 @@ def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
         UserError: none of the places has `name`; or `load` raised it.
     """
     from huggingface_hub import constants
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     name = os.path.expanduser(name)
@@ -193,7 +194,7 @@ def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
             return load(str(folder), local_files_only=True)
         except UserError:
             raise
-        except (*READ_ERRORS, SafetensorError) as error:
+        except Exception as error:  # the tokenizers library raises Exception itself
             raise UserError(
                 f"{folder} holds no {what} that transformers reads: {first_line(error, 300)}. Expected what save_pretrained writes."
             ) from error
@@ -205,14 +206,14 @@ def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
         return load(name, local_files_only=True)
     except UserError:
         raise
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, SafetensorError, StrictDataclassError):
         pass  # not in the cache, or damaged there: ask the hub
     if not os.environ.get("HF_HUB_OFFLINE") and hub_is_reachable(constants.ENDPOINT):
         try:
             return load(name, local_files_only=False)
         except UserError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, StrictDataclassError) as error:
             reason = f"the hub answered: {first_line(error)}"
     else:
         reason = "the hub cannot be reached"

@@ -18,7 +18,7 @@ from common import UserError
 from models.encoders import clap, clipxgpt, hugging_face, open_clip, openai, timm
 from models.encoders.configs import read_config
 from models.encoders.encoder import Encoder, Family
-from models.weights import READ_ERRORS, first_line
+from models.weights import first_line
 
 __all__ = ["ENCODERS", "ENCODER_HELP", "Encoder", "Family", "find_family", "load_encoder", "loading", "pick_device"]
 
@@ -88,7 +88,7 @@ def loading(name):
         yield
     except UserError:
         raise
-    except READ_ERRORS as error:
+    except Exception as error:  # the tokenizers library raises Exception itself
         raise UserError(
             f"{name} cannot be loaded ({type(error).__name__}: {first_line(error)}). "
             "Expected the whole files of an encoder; download them again."

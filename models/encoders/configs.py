@@ -12,8 +12,8 @@ MOST_NESTED = 40
 # Largest number by what its key says; sizes of weights are checked against the weight files (models.weights.refuse_oversized).
 LIMITS = (
     (re.compile(r"layers|depth|blocks|stages"), 1024),
-    (re.compile(r"size|height|width|edge|patch|window|mel|hop"), 2**20),
     (re.compile(r"fft|max_num_patches|max_length_s|chunk_length"), 2**15),
+    (re.compile(r"size|height|width|edge|patch|window|mel|hop"), 2**20),
     (re.compile(r""), 2**40),
 )
 FEATURE_SIZE = 2**10  # mel bands of a sound

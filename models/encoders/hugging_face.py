@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common import UserError
 from models.encoders.configs import check_folder, weights_size
-from models.encoders.encoder import Family, TextParts, call_module, image_encoder
+from models.encoders.encoder import MOST_SIDE, Family, TextParts, call_module, image_encoder
 from models.encoders.preprocess import Preprocess
 from models.weights import load_from_library, refuse_oversized
 
@@ -25,6 +25,8 @@ def build(name, pooling):
     packed = model.config.model_type == "siglip2_vision_model"
     cropped = bool(settings.get("do_center_crop"))
     if packed:
+        if not 0 < settings["max_num_patches"] * settings["patch_size"] ** 2 <= MOST_SIDE**2:
+            raise UserError(f"{name} asks for {settings['max_num_patches']} patches of {settings['patch_size']} pixels. Check its config.")
         size = resize = f"at most {settings['max_num_patches']} patches of {settings['patch_size']}"
     else:
         resize = _side(settings["size"])

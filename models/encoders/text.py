@@ -93,10 +93,11 @@ def load_text_tower(name, device="cpu"):
     if parts is None:
         return None
     parts.module.float().eval().requires_grad_(False)
-    try:
-        width = parts.module(**parts.tokenize(["a"])).shape[1]
-    except IndexError as error:
-        raise UserError(f"the tokenizer of {name} knows more tokens than its text tower: they do not belong together.") from error
+    with loading(name):
+        try:
+            width = parts.module(**parts.tokenize(["a"])).shape[1]
+        except IndexError as error:
+            raise UserError(f"the tokenizer of {name} knows more tokens than its text tower: they do not belong together.") from error
     if parts.projection is not None:
         parts.projection.to(device)
     parts.module.to(device)
