@@ -1,86 +1,204 @@
-"""Caption annotations kept as JSON by several data sets: COCO's own form, nocaps' and Karpathy's.
+"""Caption annotations of every data set that the parse scripts read, in one form.
 
-COCO's form: a list of {image_id, caption}, or a dict with images and annotations; nocaps adds a domain to each image. Karpathy's
-form (dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json): a dict whose images hold their file name, split and sentences.
+JSON: COCO's (a list of {image_id, caption}, or images and annotations), which nocaps and VizWiz share; lists whose entries name their own
+pictures, as LAVIS, BLIP and ALBEF write them; Karpathy's (images with split and sentences). Tables: see annotation_tables.py.
 """
 
+import dataclasses
+import functools
 import json
+from pathlib import Path
+from typing import NamedTuple
 
 from common import UserError
+from features.image_ids import COCO_ID, name_images
+from features.schema import check_structure
 
 COCO_FORM = "a list of {image_id, caption}, or a dict with images and annotations (captions_train2014.json and the like)"
+LIST_FORM = "a list of {image, caption}, the picture's file name and a caption or a list of them"
 KARPATHY_FORM = "images with filename, split and sentences (dataset_coco.json and the like)"
-KARPATHY_SPLITS = ("train", "restval", "val", "test")
+NAME_KEYS = ("image", "file_name", "filename", "image_path", "path")  # of an entry that names its own picture
+MISSING = "Give them with --annotations, or fetch them as data/README.md says."
 
 
-def read_json(path, expected):
-    """The content of a JSON file. expected: what should have been in it, for the error when it is missing or not JSON."""
+class Annotated(NamedTuple):
+    """An image and its captions.
+
+    Attributes:
+        image_id: int or str, as the file has it; of a file without ids, what features.image_ids makes of the file name.
+        file_name: of the picture or sound, as the file has it; None where it gives none.
+        captions: list of dicts with caption, and with id and domain (nocaps) where the file has them.
+        split: its own split, where the file gives one for each image.
+    """
+
+    image_id: object
+    file_name: str | None
+    captions: list
+    split: str | None = None
+
+
+@dataclasses.dataclass
+class Annotations:
+    """A file of annotations.
+
+    Attributes:
+        form: "coco", "nocaps", "list", "karpathy", "clotho" or "flickr".
+        images: list of Annotated, one per image, in the order of the file.
+        left_out: dict from a reason, such as "rejected captions", to how many.
+        bad: list of (image_id, place, reason) of lines that could not be used.
+    """
+
+    form: str
+    images: list
+    left_out: dict = dataclasses.field(default_factory=dict)
+    bad: list = dataclasses.field(default_factory=list)
+
+
+def read_annotations(path, missing=MISSING):
+    """Read caption annotations in any of the forms.
+
+    Args:
+        path: .json, or a table.
+        missing: what to do when there is no such file, for the error.
+
+    Returns:
+        Annotations.
+
+    Raises:
+        UserError: the file is missing or has none of the forms; the message names the first field that is wrong.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".json" or _starts_as_json(path):
+        return read_json_annotations(path, missing)
+    from features.annotation_tables import read_annotation_table
+
+    return read_annotation_table(path, missing)
+
+
+def _starts_as_json(path):
     if not path.is_file():
-        raise UserError(f"no annotations {path}. Give them with --annotations, or fetch them as data/README.md says.")
+        return False
+    with open(path, "rb") as file:
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return start[:1] == b"{" or start[:1] == b"[" and start[1:].lstrip()[:1] == b"{"
+
+
+def read_json_annotations(path, missing=MISSING):
+    """Read JSON annotations; arguments and returns as those of read_annotations."""
+    content = _read_json(path, missing)
+    images = content.get("images") if isinstance(content, dict) else None
+    first = images[0] if isinstance(images, list) and images else None
+    if isinstance(first, dict) and "sentences" in first:
+        return _from_karpathy(check_structure(_schemas()["karpathy"], content, path, KARPATHY_FORM))
+    if isinstance(images, list) and images and not content.get("annotations"):
+        raise UserError(f"{path} lists {len(images)} images and no caption. Caption the pictures themselves with predict.py.")
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        return _from_coco(check_structure(_schemas()["coco"], content, path, COCO_FORM), path)
+    if isinstance(content, list) and content and isinstance(content[0], dict) and any(key in content[0] for key in NAME_KEYS):
+        return _from_list(check_structure(_schemas()["list"], content, path, LIST_FORM), path)
+    if isinstance(content, list):
+        return _from_coco({"annotations": check_structure(_schemas()["captions"], content, path, COCO_FORM)}, path)
+    keys = f" with {', '.join(list(content)[:5])[:200] or 'nothing in it'}" if isinstance(content, dict) else ""
+    raise UserError(f"{path} holds a {type(content).__name__}{keys}; expected {COCO_FORM}, or {KARPATHY_FORM}. Give another file.")
+
+
+def _read_json(path, missing):
+    if not path.is_file():
+        raise UserError(f"no annotations {path}. {missing}")
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); expected {expected}. Download it again.") from error
+        raise UserError(f"{path} is not JSON ({str(error)[:200]}); expected {COCO_FORM}. Download it again.") from error
 
 
-def is_karpathy(content):
-    """Is this Karpathy's form? Its images carry their sentences."""
-    images = content.get("images") if isinstance(content, dict) else None
-    return isinstance(images, list) and bool(images) and isinstance(images[0], dict) and "sentences" in images[0]
+@functools.cache
+def _schemas():
+    """Build the schemas of the forms, once. Fields that they do not name are dropped."""
+    from typing import Annotated as With
+
+    from pydantic import Field, StrictBool, StrictInt, StrictStr, TypeAdapter
+    from typing_extensions import NotRequired, TypedDict
+
+    number = With[StrictInt, Field(ge=-(2**63), lt=2**63)]
+    name = With[StrictStr, Field(min_length=1, max_length=4096, pattern=r"^[^\0]+$")]
+    image_id = number | name
+    optional_name = NotRequired[name | None]
+    picture = TypedDict("picture", {
+        "id": image_id, "file_name": optional_name, "domain": NotRequired[StrictStr | None], "open_images_id": NotRequired[object],
+    })  # fmt: skip
+    caption = TypedDict("caption", {
+        "image_id": image_id, "caption": StrictStr, "id": NotRequired[number | StrictStr | None],
+        "is_rejected": NotRequired[StrictBool | number | None], "is_precanned": NotRequired[StrictBool | number | None],
+    })  # fmt: skip
+    coco = TypedDict("coco", {"images": NotRequired[list[picture]], "annotations": list[caption]})
+    entry = TypedDict("entry", {
+        **dict.fromkeys(NAME_KEYS, optional_name), "caption": StrictStr | list[StrictStr],
+        "image_id": NotRequired[image_id | None], "id": NotRequired[number | StrictStr | None], "split": optional_name,
+    })  # fmt: skip
+    sentence = TypedDict("sentence", {"raw": StrictStr, "sentid": NotRequired[number]})
+    image = TypedDict("image", {"filename": name, "split": name, "sentences": list[sentence], "cocoid": NotRequired[number | None]})
+    karpathy = TypedDict("karpathy", {"images": list[image]})
+    return {
+        "coco": TypeAdapter(coco),
+        "captions": TypeAdapter(list[caption]),
+        "list": TypeAdapter(list[entry]),
+        "karpathy": TypeAdapter(karpathy),
+    }
 
 
-def is_nocaps(content):
-    """Is this nocaps' form? COCO's, of Open Images' pictures."""
-    images = content.get("images") if isinstance(content, dict) else None
-    return isinstance(images, list) and bool(images) and isinstance(images[0], dict) and "open_images_id" in images[0]
-
-
-def read_karpathy(content, path):
-    """Karpathy's form → list of (split, file name, COCO number or None, captions): every image in the order of the file.
-
-    captions: dicts with caption and id (the sentence's). path: where the content is from, for errors. Raises UserError at a bad entry.
-    """
+def _from_karpathy(content):
+    """Karpathy's form."""
     images = []
-    for number, entry in enumerate(content["images"]):
-        sentences = entry.get("sentences") if isinstance(entry, dict) else None
-        whole = isinstance(sentences, list) and isinstance(entry.get("filename"), str) and isinstance(entry.get("split"), str)
-        if not whole or not all(isinstance(one, dict) and isinstance(one.get("raw"), str) for one in sentences):
-            raise UserError(f"{path} has an entry {number} in images without filename, split or sentences with raw texts; "
-                            f"expected {KARPATHY_FORM}. Download it again.")  # fmt: skip
-        captions = [{"caption": one["raw"], **({"id": one["sentid"]} if "sentid" in one else {})} for one in sentences]
-        images.append((entry["split"], entry["filename"], entry.get("cocoid"), captions))
-    return images
+    for entry in content["images"]:
+        captions = [{"caption": one["raw"], **({"id": one["sentid"]} if "sentid" in one else {})} for one in entry["sentences"]]
+        image_id = entry.get("cocoid")
+        images.append(Annotated(entry["filename"] if image_id is None else image_id, entry["filename"], captions, entry["split"]))
+    return Annotations("karpathy", images)
 
 
-def read_coco(content, path):
-    """COCO's form → {image_id as text: (file name or None, [caption rows])}, in the order of the captions.
-
-    A caption row has image_id, caption and, where the file has them, id and domain (nocaps), all as they stand in the file.
-    Raises UserError when the content has another shape, or lists images but no caption.
-    """
-    names, domains = {}, {}
-    if isinstance(content, dict) and isinstance(content.get("images"), list) and not content.get("annotations"):
-        if content["images"]:
-            raise UserError(f"{path} lists {len(content['images'])} images and no caption, and a feature file is made of both. "
-                            "Caption the pictures themselves with predict.py.")  # fmt: skip
-    if isinstance(content, dict) and isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list):
-        content, pictures = content["annotations"], content["images"]
-        for number, picture in enumerate(pictures):
-            if not isinstance(picture, dict) or "id" not in picture or not isinstance(picture.get("file_name"), str):
-                raise UserError(f"{path} has an entry {number} in images without id or file_name; expected {COCO_FORM}. Give another file.")
-            names[str(picture["id"])] = picture["file_name"]
-            if "domain" in picture:
-                domains[str(picture["id"])] = {"domain": picture["domain"]}
-    if not isinstance(content, list):
-        keys = f" with {', '.join(list(content)[:5]) or 'nothing in it'}" if isinstance(content, dict) else ""
-        raise UserError(f"{path} holds a {type(content).__name__}{keys}; expected {COCO_FORM}. Give another file with --annotations.")
-    images = {}
-    for number, entry in enumerate(content):
-        if not isinstance(entry, dict) or not isinstance(entry.get("caption"), str) or not isinstance(entry.get("image_id"), (str, int)):
-            raise UserError(f"{path} has an annotation {number} without image_id or caption; expected {COCO_FORM}. Give another file.")
+def _from_coco(content, path):
+    """COCO's form, nocaps' and VizWiz's; captions that VizWiz marks as rejected or precanned are left out."""
+    pictures = {str(picture["id"]): picture for picture in content.get("images", ())}
+    images, left_out = {}, {}
+    for number, entry in enumerate(content["annotations"]):
+        reason = "rejected" if entry.get("is_rejected") else "precanned" if entry.get("is_precanned") else None
+        if reason:
+            left_out[f"{reason} captions"] = left_out.get(f"{reason} captions", 0) + 1
+            continue
         key = str(entry["image_id"])
-        if key not in names and not key.isdecimal():
-            raise UserError(f"{path} has the image_id {key!r} in annotation {number}, which is neither a COCO number nor listed in images.")
-        row = {name: entry[name] for name in ("image_id", "caption", "id") if name in entry} | domains.get(key, {})
-        images.setdefault(key, (names.get(key), []))[1].append(row)
-    return images
+        picture = pictures.get(key, {})
+        if not picture and not key.isdecimal() and not COCO_ID.fullmatch(key):
+            raise UserError(f"{path} has the image_id {key[:80]!r} in annotation {number}, neither a COCO number nor listed in images.")
+        row = {name: entry[name] for name in ("caption", "id") if entry.get(name) is not None}
+        row |= {"domain": picture["domain"]} if picture.get("domain") else {}
+        image_id = int(key.removeprefix("coco_")) if key.startswith("coco_") and not picture else entry["image_id"]
+        images.setdefault(key, Annotated(image_id, picture.get("file_name"), [])).captions.append(row)
+    is_nocaps = any("open_images_id" in picture for picture in pictures.values())
+    return Annotations("nocaps" if is_nocaps else "coco", list(images.values()), left_out)
+
+
+def _from_list(entries, path):
+    """A list whose entries name their own pictures; entries of one picture are put together."""
+    by_name = {}
+    for number, entry in enumerate(entries):
+        name = next((entry[key] for key in NAME_KEYS if entry.get(key)), None)
+        if name is None:
+            raise UserError(f"{path} has an entry {number} without a picture's name; expected {LIST_FORM}. Give another file.")
+        by_name.setdefault(name, []).append(entry)
+    images = []
+    for name, made in zip(by_name, name_images(by_name)):
+        several = by_name[name]
+        ids = {str(entry["image_id"]): entry["image_id"] for entry in several if entry.get("image_id") is not None}
+        given = next(iter(ids.values()), None) if len(ids) == 1 else None
+        coco = COCO_ID.fullmatch(str(given))
+        image_id = made if given is None else int(coco[1] or coco[2]) if coco else given
+        captions = []
+        for entry in several:
+            texts = [entry["caption"]] if isinstance(entry["caption"], str) else entry["caption"]
+            own_id = {"id": entry["id"]} if entry.get("id") is not None and len(texts) == 1 else {}
+            captions += [{"caption": text, **own_id} for text in texts]
+        images.append(Annotated(image_id, name, captions, several[0].get("split")))
+    ids = [str(image.image_id) for image in images]
+    if len(set(ids)) < len(ids):  # ids of captions, or of several sets: the pictures' names tell them apart
+        images = [image._replace(image_id=made) for image, made in zip(images, name_images(by_name))]
+    return Annotations("list", images)

@@ -1,7 +1,8 @@
-"""What a run learns from, wherever it was stored: embeddings with their captions; several put together. N images, D width, C captions."""
+"""What a run learns from, wherever it was stored: embeddings with their captions; several files joined. N images, D width, C captions."""
 
 import dataclasses
 import hashlib
+import re
 
 import numpy as np
 
@@ -10,13 +11,108 @@ from features.captions import LazyCaptions, rows_of
 from features.embeddings import MappedEmbeddings, byte_view
 
 
+@dataclasses.dataclass(frozen=True)
+class EmbeddingKind:
+    """What embeddings must have in common to be used together.
+
+    Attributes:
+        encoder: name of the encoder; None where it is not known.
+        width: D.
+        several: whether an image has several embeddings, [N, L, D].
+        normalized: whether they are divided by their L2 norm; None where both are accepted.
+        audio: how sounds became the encoder's input (features.audio); None for pictures.
+    """
+
+    encoder: str | None
+    width: int
+    several: bool = False
+    normalized: bool | None = False
+    audio: dict | None = None
+
+
+def checkpoint_kind(config, encoder=None):
+    """Describe the embeddings that a checkpoint was trained on.
+
+    Args:
+        config: models.config.CaptionConfig.
+        encoder: name of its encoder, where the user or the weights say it better than the config.
+    """
+    # A model that normalises accepts both kinds: dividing by the norm twice changes nothing.
+    normalized = None if config.normalize_prefix else False
+    return EmbeddingKind(encoder or config.encoder, config.clip_width, config.embeddings_per_image > 1, normalized, config.audio)
+
+
+def check_compatible(found, expected, found_name, expected_name):
+    """Check that embeddings are what a checkpoint or another file needs.
+
+    Args:
+        found: EmbeddingKind.
+        expected: EmbeddingKind of the checkpoint or the other file.
+        found_name: what `found` is called in an error.
+        expected_name: what `expected` is called in an error.
+
+    Raises:
+        UserError: they differ in width, encoder, number of embeddings per image, normalization or sound settings.
+    """
+    again = f"Parse again with --clip_model_type {expected.encoder}" if expected.encoder else "Parse again with the same encoder"
+    wrong = None
+    if found.width != expected.width:
+        wrong = (f"{found.width}-wide embeddings ({found.encoder or 'encoder unknown'})",
+                 f"{expected.width}-wide ones ({expected.encoder or 'encoder unknown'})")  # fmt: skip
+    elif found.encoder and expected.encoder and _plain_encoder(found.encoder) != _plain_encoder(expected.encoder):
+        wrong = (f"embeddings of {found.encoder}", f"those of {expected.encoder}, which are as wide but mean something else")
+    elif found.several != expected.several:
+        words = {True: "several embeddings per image (--pooling none)", False: "one embedding per image (--pooling pooled)"}
+        wrong, again = (words[found.several], words[expected.several]), "Parse again with that --pooling"
+    elif expected.normalized is not None and found.normalized is not None and found.normalized != expected.normalized:
+        words = {True: "normalised embeddings", False: "unnormalised ones, as the encoder gives them"}
+        wrong, again = (words[found.normalized], words[expected.normalized]), "Make the features again in the same way"
+    elif (found.audio or expected.audio) and not _same_sounds(found.audio, expected.audio):
+        wrong, again = _sound_difference(found.audio, expected.audio), "Parse again with the same --spectrogram"
+    if wrong:
+        raise UserError(f"{found_name} holds {wrong[0]}; {expected_name} needs {wrong[1]}. {again}, or use another file or checkpoint.")
+
+
+def _plain_encoder(name):
+    """Reduce an encoder's name to what its spellings share: "data/weights/ViT-B-32.pt" and "ViT-B/32" are one encoder."""
+    return re.sub(r"[/:_@]", "-", re.sub(r"^(.*[/\\])?([^/\\]+)\.(pt|pth|safetensors)$", r"\2", name)).lower()
+
+
+def _same_sounds(a, b):
+    """Whether two sound settings agree, as far as both give a fact."""
+    return bool(a) == bool(b) and all(a[key] == b[key] for key in a.keys() & b.keys())
+
+
+def _sound_difference(found, expected):
+    """Describe how two sound settings differ."""
+    if not found or not expected:
+        words = {True: "embeddings of sounds", False: "embeddings of pictures"}
+        return words[bool(found)], words[bool(expected)]
+    key = next(key for key in sorted(found.keys() & expected.keys()) if found[key] != expected[key])
+    return f"sounds under different settings ({key} {found[key]})", f"{key} {expected[key]}"
+
+
 @dataclasses.dataclass
 class Features:
-    """What a feature file or directory holds. L embeddings an image, where there are several; a vector of zeros there is none."""
+    """What a feature file or directory holds. L: embeddings per image, where there are several; a vector of zeros means none.
 
-    clip_embedding: object  # tensor [N, D] or [N, L, D], dtype as stored; from a directory a MappedEmbeddings, indexed like one
-    captions: list  # dicts with image_id, caption and clip_embedding (the row), maybe more; from a directory a LazyCaptions, read like one
-    meta: dict  # empty for published files, but for an encoder known from width or file name
+    Attributes:
+        clip_embedding: tensor [N, D] or [N, L, D], dtype as stored; of a directory a MappedEmbeddings, indexed like a tensor.
+        captions: list of dicts with image_id, caption and clip_embedding (the row), and perhaps more; of a directory a LazyCaptions.
+        meta: dict; of published files only an encoder, where the width or the file name tells it.
+    """
+
+    clip_embedding: object
+    captions: list
+    meta: dict
+
+    @property
+    def kind(self):
+        """What these embeddings are: EmbeddingKind."""
+        meta = self.meta
+        audio = meta.get("audio") if isinstance(meta.get("audio"), dict) else None
+        several = len(self.clip_embedding.shape) == 3 and self.embeddings_per_image > 1
+        return EmbeddingKind(meta.get("encoder"), self.width, several, bool(meta.get("normalized")), audio)
 
     @property
     def width(self):
@@ -84,28 +180,26 @@ def group_by_image(features):
 
 
 def join_features(several, names):
-    """Put several feature files (train and restval, say) behind one another → Features with the meta of the first.
+    """Join feature files, such as those of train and restval.
 
-    Raises UserError when their encoders, widths or numbers of embeddings an image differ.
+    Args:
+        several: list of Features.
+        names: what each is called in an error.
+
+    Returns:
+        Features with the meta of the first.
+
+    Raises:
+        UserError: their embeddings do not go together (check_compatible), or have different numbers per image.
     """
     import torch
 
     first = several[0]
     for other, name in zip(several[1:], names[1:]):
-        if (other.width, other.meta.get("encoder")) != (first.width, first.meta.get("encoder")):
-            raise UserError(
-                f"{name} holds {other.width}-wide embeddings ({other.meta.get('encoder')}), {names[0]} holds {first.width} "
-                f"({first.meta.get('encoder')}); files given together need one encoder. Parse one of them again."
-            )
+        check_compatible(other.kind, first.kind, name, names[0])
         shapes = [list(features.clip_embedding.shape[1:]) for features in (other, first)]
         if shapes[0] != shapes[1]:
-            raise UserError(f"{name} holds {shapes[0]} numbers an image, {names[0]} {shapes[1]}: parse one of them again.")
-        normalized = [bool(features.meta.get("normalized")) for features in (other, first)]
-        if normalized[0] != normalized[1]:
-            found = ["normalised" if yes else "unnormalised" for yes in normalized]
-            raise UserError(f"{name} holds {found[0]} embeddings, {names[0]} {found[1]} ones: they do not go together. Parse one again.")
-        if other.meta.get("audio") != first.meta.get("audio"):
-            raise UserError(f"{name} and {names[0]} hold sounds under different settings (see meta's audio). Parse one of them again.")
+            raise UserError(f"{name} holds {shapes[0]} numbers per image, {names[0]} {shapes[1]}. Parse one of them again.")
     if len(several) == 1:
         return first
     starts = np.cumsum([0, *(len(features.clip_embedding) for features in several)]).tolist()

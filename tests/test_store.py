@@ -52,7 +52,7 @@ def test_several_embeddings_an_image_are_kept_apart(tmp_path):
         assert (features.width, features.embeddings_per_image, features.meta["embeddings_per_image"]) == (4, 3, 3)
     save_features(tmp_path / "flat.pkl", torch.randn(2, 4), rows_of(["one", "two"], 2), META)
     names = ["a.pkl", "flat.pkl"]
-    with pytest.raises(UserError, match="numbers an image"):
+    with pytest.raises(UserError, match="one embedding per image"):
         join_features([load_features(tmp_path / name) for name in names], names)
     assert load_features(tmp_path / "flat.pkl").embeddings_per_image == 1
 

@@ -90,17 +90,14 @@ def load_validation_data(options, trained_on, say):
         Features; None without --val_data.
 
     Raises:
-        UserError: they are of another encoder than the training data.
+        UserError: they do not go together with the training data.
     """
     if not options.val_data:
         return None
+    from features.content import check_compatible
+
     features = load_data(options.val_data, False, say)
-    ours, theirs = trained_on.meta.get("encoder"), features.meta.get("encoder")
-    if features.width != trained_on.width or (ours and theirs and ours != theirs):
-        raise UserError(
-            f"{options.val_data[0]} holds {features.width}-wide embeddings ({theirs}); {options.data[0]} holds {trained_on.width} "
-            f"({ours}). Parse the validation pictures with the encoder of the training data."
-        )
+    check_compatible(features.kind, trained_on.kind, options.val_data[0], options.data[0])
     return features
 
 
@@ -169,15 +166,11 @@ def load_base_captioner(path, features, device):
     Raises:
         UserError: it cannot be read, is of another width than the features, or is itself a prompted model.
     """
+    from features.content import check_compatible, checkpoint_kind
     from models.checkpoints import load_checkpoint
 
     base = load_checkpoint(path, device=device)
-    width, encoder = features.width, features.meta.get("encoder")
-    if base.config.clip_width != width:
-        raise UserError(
-            f"--base_checkpoint {path} wants {base.config.clip_width}-wide embeddings ({base.config.encoder}); the data holds {width} "
-            f"({encoder}). Take a base of the data's encoder."
-        )
+    check_compatible(features.kind, checkpoint_kind(base.config), "--data", f"--base_checkpoint {path}")
     if base.config.prompt is not None:
         raise UserError(f"--base_checkpoint {path} is itself a prompted model. Take the one it stands on.")
     return base
