@@ -189,6 +189,15 @@ def replace_file(path):
         temporary.unlink(missing_ok=True)
 
 
+def remove_own_files(folder, paths):
+    """Remove files that this program wrote into a folder of its own, and then the folder, unless it holds anything else."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is in it, or it does not exist
+        _remove_leftovers(folder, ".")
+        folder.rmdir()
+
+
 def _process_name():
     """Name this process in a file name: its host's name, shortened to a digest, and its number."""
     host = hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()
@@ -199,8 +208,9 @@ def _remove_leftovers(folder, stem):
     """Remove temporary files of this name whose process on this host has ended."""
     host = _process_name().partition("-")[0]
     for entry in os.scandir(folder):
-        name, _, number = entry.name.removeprefix(stem).removesuffix(".tmp").partition("-")
-        if entry.name.startswith(stem) and name == host and number.isdecimal() and not _is_running(int(number)):
+        name, _, number = entry.name.removesuffix(".tmp").rpartition(".")[2].partition("-")
+        ours = entry.name.startswith(stem) and entry.name.endswith(".tmp") and name == host and number.isdecimal()
+        if ours and not _is_running(int(number)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(entry.path)
 
@@ -228,18 +238,18 @@ def claim_output(path):
     Raises:
         UserError: another process is writing this output; the message names it.
     """
-    path = Path(os.path.realpath(path))
+    name, path = path, Path(os.path.realpath(path))
     lock = path.with_name(f".{path.name}.lock")
     if path in _claimed:
-        raise UserError(f"{path} is being written by this process already. Give another place.")
+        raise UserError(f"{name} is being written by this process already. Give another place.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _open_lock(lock)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}. Give a place that can be written.") from error
+        raise UserError(f"cannot write {name}: {error.strerror}. Give a place that can be written.") from error
     if file is None:
         owner = _read_owner(lock)
-        raise UserError(f"{path} is being written by {owner}. Wait until it ends, or give another place.")
+        raise UserError(f"{name} is being written by {owner}. Wait until it ends, or give another place.")
     _claimed.add(path)
     try:
         yield

@@ -1,31 +1,36 @@
-"""Any image-caption or audio-caption data set of Hugging Face → a feature file.
+"""Any image-caption or audio-caption data set of Hugging Face to a feature file.
 
-    python parse_huggingface.py kkcosmos/instagram-images-with-captions     # → data/instagram-images-with-captions_ViT-B_32_train.pkl
-    python parse_huggingface.py kkcosmos/instagram-images-with-captions --split test     # → …_test.pkl, for train.py --val_data
+    python parse_huggingface.py kkcosmos/instagram-images-with-captions     # data/instagram-images-with-captions_ViT-B_32_train.pkl
+    python parse_huggingface.py kkcosmos/instagram-images-with-captions --split test     # ..._test.pkl, for train.py --val_data
     python parse_huggingface.py my_set/ --caption_column title --val_share 0.1
-    python parse_huggingface.py big/set --streaming --max_rows 10000        # the first rows, without fetching the rest
+    python parse_huggingface.py captions.parquet --where language=en        # the rows with this value in a column
+    python parse_huggingface.py big/set --streaming --max_rows 10000        # the first rows, without downloading the rest
 
-A data set is a name on the Hub, a folder that save_to_disk wrote, a folder as load_dataset takes it, or one .parquet, .jsonl, .csv,
-.arrow or .tar file. The columns are found by their types and usual names, or named. Each row is an image; where several rows
-are captions of one image, --id_column names what they share. Captions are kept whole: train.py cuts what is too long.
+A data set is a name on the Hub, a folder that save_to_disk wrote or load_dataset takes, or one .parquet, .jsonl, .csv, .arrow or .tar
+file. The columns are found by their types and usual names, or named. Each row is an image; where several rows are captions of one
+image, --id_column names what they share. Where a column called split holds the name that --split gives, only those rows are used. Captions
+are kept whole: train.py cuts what is too long.
 
-Pictures stay in the data set's own files until they are encoded. With --streaming the rows are fetched first, one by one, into
-{out}.rows, which takes the disk space of their pictures and is removed at the end. A run that was stopped goes on when started again.
+Pictures stay in the data set's own files until they are encoded. With --streaming the rows are first downloaded, one by one, into
+{out}.rows, which takes the disk space of their pictures and is removed at the end. Interrupted jobs resume when you run the same command
+again.
 """
 
+import contextlib
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from common import Parser, UserError, one_line_errors
+from common import Parser, UserError, claim_output, one_line_errors
 from features.encoder_names import file_stem
-from features.extract import add_options, extract_options, whole_number_from_1
-from features.own_data import add_own_data_options, encoder_for, extract_files, find_caption_columns, plan_files
-from features.rows import fetched_records, lazy_records
-from models.encoders import load_encoder
+from features.extract import add_options, extract_options
+from features.options import positive
+from features.own_data import add_own_data_options, encoder_for, extract_files, plan_files
+from features.rows import fetched_records, lazy_records, remove_rows
+from features.tables import find_caption_columns
+from models.encoders import ENCODER_HELP, load_encoder
 from models.weights import hub_is_reachable
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "image_path", "file_name")
@@ -34,23 +39,35 @@ READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "cs
 
 
 def parse_options(argv=None):
-    """Command line → options."""
+    """Read the command line."""
     parser = Parser(prog="parse_huggingface.py", description=__doc__)
     group = parser.add_argument_group("data")
     group.add_argument("dataset", metavar="NAME|FOLDER|FILE", help="name on the Hub, or a local folder or file")
-    group.add_argument("--split", default="train", help="train, test, …, or a part such as train[:10%%] (default train)")
-    group.add_argument("--config", metavar="NAME", help="configuration, of a data set that has several")
-    group.add_argument("--streaming", action="store_true", help="fetch rows one by one, and only those needed")
-    group.add_argument("--max_rows", type=whole_number_from_1, metavar="N", help="the first N rows only")
+    group.add_argument("--split", default="train", help="train, test, ..., or a part such as train[:10%%] (default train)")
+    group.add_argument("--config", metavar="NAME", help="configuration of a data set that has several")
+    group.add_argument("--where", metavar="COLUMN=VALUE", help="use only the rows with this value in a column")
+    group.add_argument("--streaming", action="store_true", help="download rows one by one, and only those needed")
+    group.add_argument("--max_rows", type=positive, metavar="N", help="use only the first N rows")
     group.add_argument("--image_column", metavar="NAME", help="column with pictures or sounds (default: found by type and usual names)")
-    group.add_argument("--id_column", metavar="NAME", help="rows equal here are captions of one image, the first row's (default: none are)")
+    group.add_argument("--id_column", metavar="NAME",
+                       help="column that rows of one image share (default: each row is an image)")  # fmt: skip
     add_own_data_options(parser)
-    add_options(parser)
-    return parser.parse_args(argv)
+    add_options(parser, ENCODER_HELP)
+    args = parser.parse_args(argv)
+    if args.where is not None and "=" not in args.where:
+        parser.error(f"--where is {args.where}; expected COLUMN=VALUE, such as split=test")
+    return args
 
 
 def open_data(name, split, config=None, streaming=False):
-    """Name on the Hub, folder or file → Dataset, or IterableDataset when streaming. Raises UserError saying what was found, or not."""
+    """Open a name on the Hub, a folder or a file.
+
+    Returns:
+        datasets.Dataset, or IterableDataset when streaming.
+
+    Raises:
+        UserError: there is no such data set, or it cannot be read.
+    """
     path = Path(name)
     offline = ""
     if not path.exists():
@@ -60,7 +77,7 @@ def open_data(name, split, config=None, streaming=False):
         if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE") or not hub_is_reachable(address):
             os.environ["HF_HUB_OFFLINE"] = "1"  # before the library is imported: it then looks into its cache at once
             offline = (
-                f"no data set {name}: no such folder, not in the library's cache, and the hub cannot be reached. Fetch it where it can, "
+                f"no data set {name}: no such folder, not in the library's cache, and the hub cannot be reached. Download it where it can, "
                 f"with `hf download {name} --repo-type dataset --local-dir FOLDER`, and give FOLDER."
             )
     import datasets
@@ -87,7 +104,7 @@ def open_data(name, split, config=None, streaming=False):
 
 
 def _saved_split(data, name, split):
-    """One split of what load_from_disk gave. Raises UserError naming those there are."""
+    """Return one split of what load_from_disk gave. Raises UserError naming those that exist."""
     there = data if isinstance(data, dict) else {str(data.split or split): data}
     if split not in there:
         raise UserError(f"{name} has no split {split}; it has {', '.join(there)}. Name one with --split.")
@@ -95,9 +112,18 @@ def _saved_split(data, name, split):
 
 
 def find_item_column(columns, wanted, where):
-    """Column names → features (None where unknown): the column of pictures or sounds → its name, "image" or "audio".
+    """Find the column of pictures or sounds.
 
-    Raises UserError naming the columns when it is not there, or none or several could be meant.
+    Args:
+        columns: dict of column name to feature, None where unknown.
+        wanted: the name that the user gave, or None.
+        where: what the data set is called in an error.
+
+    Returns:
+        Its name, and "image" or "audio".
+
+    Raises:
+        UserError: it does not exist, or none or several could be meant; the message names the columns.
     """
     import datasets
 
@@ -119,7 +145,7 @@ def find_item_column(columns, wanted, where):
 
 
 def find_text_columns(columns, item, wanted, where):
-    """As find_caption_columns; where no name is usual, the only column of texts besides `item`."""
+    """Find the caption columns as find_caption_columns does, or else the only column of texts besides `item`."""
     try:
         return find_caption_columns(columns, wanted, where)
     except UserError:
@@ -133,13 +159,41 @@ def _is_text(feature):
     return getattr(getattr(feature, "feature", feature), "dtype", None) in ("string", "large_string")
 
 
-def load_fast_encoder(*settings):
-    """Load an encoder as load_encoder does, with faster operators."""
-    from models.operators import accelerate_model  # imports torch, which --help does without
+def choose_rows(data, args, where):
+    """Keep the rows that --where asks for, or else those whose column `split` holds the name that --split gives.
 
-    encoder = load_encoder(*settings)
-    accelerate_model(encoder.module)
-    return encoder
+    Args:
+        data: Dataset or IterableDataset.
+        args: options with split and where.
+        where: what the data set is called in messages.
+
+    Returns:
+        The data set with these rows only.
+
+    Raises:
+        UserError: there is no such column or no such row; the message names those that exist.
+    """
+    columns = list(data.features or next(iter(data), ()))
+    if args.where:
+        column, _, value = args.where.partition("=")
+        if column not in columns:
+            raise UserError(f"{where} has no column {column}; it has {', '.join(columns)}. Name one with --where.")
+    elif "split" in columns:
+        column, value = "split", args.split.split("[")[0]
+    else:
+        return data
+    if not hasattr(data, "num_rows"):  # streaming
+        return data.filter(lambda row: str(row[column]) == value)
+    values = [str(one) for one in data[column]]
+    chosen = [number for number, one in enumerate(values) if one == value]
+    known = ", ".join(sorted(set(values))[:10])
+    if not chosen:
+        if not args.where and len(set(values)) < 2:
+            return data
+        raise UserError(f"{where} has no row with {column} {value}; there are {known}. Name one with --where {column}=VALUE.")
+    if len(chosen) < len(values):
+        print(f"{where}: {len(chosen)} of {len(values)} rows have {column} {value}")
+    return data.select(chosen)
 
 
 class Columns(NamedTuple):
@@ -151,7 +205,7 @@ class Columns(NamedTuple):
 
 
 def find_columns(data, args, where):
-    """Data set and options → Columns. Raises UserError naming the columns there are when one is missing."""
+    """Find the columns of a data set. Returns Columns. Raises UserError, which names the columns, when one is missing."""
     columns = dict(data.features or dict.fromkeys(next(iter(data), ())))
     if not columns or getattr(data, "num_rows", None) == 0:
         raise UserError(f"{where} has no rows. Give another data set, or another --split.")
@@ -162,7 +216,7 @@ def find_columns(data, args, where):
 
 
 def read_records(data, columns, args, out):
-    """Data set → records; with --streaming its rows are fetched into {out}.rows first."""
+    """Return the records of a data set; with --streaming its rows are first downloaded into {out}.rows."""
     import datasets
 
     names = dict.fromkeys([columns.item, *columns.captions, *([args.id_column] if args.id_column else [])])
@@ -175,14 +229,14 @@ def read_records(data, columns, args, out):
     base = path if path.is_dir() else path.parent if path.is_file() else None
     if isinstance(data, datasets.IterableDataset):
         data = data.take(args.max_rows) if args.max_rows else data
-        run = {"dataset": args.dataset, "config": args.config, "split": args.split, "columns": list(names), "max_rows": args.max_rows}
+        run = {name: getattr(args, name) for name in ("dataset", "config", "split", "where", "max_rows")} | {"columns": list(names)}
         return fetched_records(data, columns.item, columns.captions, args.id_column, base, rows_folder(out), run)
     data = data.select(range(min(args.max_rows or len(data), len(data))))
     return lazy_records(data, columns.item, columns.captions, args.id_column, base)
 
 
 def rows_folder(out):
-    """Where --streaming puts what it fetches for the feature file `out`."""
+    """Return the folder in which --streaming keeps what it downloads for the feature file `out`."""
     return out.with_name(out.name + ".rows")
 
 
@@ -194,16 +248,22 @@ def main(argv=None):
     name = path.stem if path.is_file() else path.resolve().name
     split = re.sub(r"[^\w.-]+", "_", args.split).strip("_")
     out = args.out or Path("data") / f"{name}_{file_stem(args.clip_model_type)}_{split}.pkl"
-    data = open_data(args.dataset, args.split, args.config, args.streaming)
-    columns = find_columns(data, args, f"{args.dataset} ({args.split})")
+
+    from models.operators import accelerate_model  # imports torch, which --help does without
+
+    where = f"{args.dataset} ({args.split})"
+    data = choose_rows(open_data(args.dataset, args.split, args.config, args.streaming), args, where)
+    columns = find_columns(data, args, where)
     noun = "pictures" if columns.kind == "image" else "sounds"
-    print(f"{args.dataset} ({args.split}): {noun} in {columns.item}, captions in {', '.join(columns.captions)}")
-    # Before the rows of a stream are fetched, which may take long: is the encoder there?
-    encoder = encoder_for(columns.kind, load_fast_encoder, args)
-    records = read_records(data, columns, args, out)
-    files = plan_files(records, out, split, args.val_share, args.seed)
-    extract_files(files, encoder, args.seed, source=args.dataset, **extract_options(args))
-    shutil.rmtree(rows_folder(out), ignore_errors=True)
+    print(f"{where}: {noun} in {columns.item}, captions in {', '.join(columns.captions)}")
+    # Before the rows of a stream are downloaded, which may take long: does the encoder exist?
+    encoder = encoder_for(columns.kind, load_encoder, args)
+    accelerate_model(encoder.module)
+    with claim_output(rows_folder(out)) if args.streaming else contextlib.nullcontext():
+        records = read_records(data, columns, args, out)
+        files = plan_files(records, out, split, args.val_share, args.seed)
+        extract_files(files, encoder, args.seed, source=args.dataset, **extract_options(args))
+        remove_rows(rows_folder(out))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import math
 import re
 
 from common import UserError
-from features.annotations import Annotated, Annotations
+from features.annotated import Annotated, Annotations
 from features.image_ids import name_images
 from features.tables import csv_rows, find_separator, plain_name, read_csv, read_table, read_text
 

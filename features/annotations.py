@@ -4,54 +4,24 @@ JSON: COCO's (a list of {image_id, caption}, or images and annotations), which n
 pictures, as LAVIS, BLIP and ALBEF write them; Karpathy's (images with split and sentences). Tables: see annotation_tables.py.
 """
 
-import dataclasses
 import functools
 import json
+import re
 from pathlib import Path
-from typing import NamedTuple
 
 from common import UserError
+from features.annotated import Annotated, Annotations
+from features.annotation_tables import read_annotation_table
 from features.image_ids import COCO_ID, name_images
+from features.records import HALF_PAIR
 from features.schema import check_structure
 
 COCO_FORM = "a list of {image_id, caption}, or a dict with images and annotations (captions_train2014.json and the like)"
 LIST_FORM = "a list of {image, caption}, the picture's file name and a caption or a list of them"
 KARPATHY_FORM = "images with filename, split and sentences (dataset_coco.json and the like)"
 NAME_KEYS = ("image", "file_name", "filename", "image_path", "path")  # of an entry that names its own picture
+HALF_ESCAPES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # escapes of surrogates, paired or not
 MISSING = "Give them with --annotations, or fetch them as data/README.md says."
-
-
-class Annotated(NamedTuple):
-    """An image and its captions.
-
-    Attributes:
-        image_id: int or str, as the file has it; of a file without ids, what features.image_ids makes of the file name.
-        file_name: of the picture or sound, as the file has it; None where it gives none.
-        captions: list of dicts with caption, and with id and domain (nocaps) where the file has them.
-        split: its own split, where the file gives one for each image.
-    """
-
-    image_id: object
-    file_name: str | None
-    captions: list
-    split: str | None = None
-
-
-@dataclasses.dataclass
-class Annotations:
-    """A file of annotations.
-
-    Attributes:
-        form: "coco", "nocaps", "list", "karpathy", "clotho" or "flickr".
-        images: list of Annotated, one per image, in the order of the file.
-        left_out: dict from a reason, such as "rejected captions", to how many.
-        bad: list of (image_id, place, reason) of lines that could not be used.
-    """
-
-    form: str
-    images: list
-    left_out: dict = dataclasses.field(default_factory=dict)
-    bad: list = dataclasses.field(default_factory=list)
 
 
 def read_annotations(path, missing=MISSING):
@@ -70,8 +40,6 @@ def read_annotations(path, missing=MISSING):
     path = Path(path)
     if path.suffix.lower() == ".json" or _starts_as_json(path):
         return read_json_annotations(path, missing)
-    from features.annotation_tables import read_annotation_table
-
     return read_annotation_table(path, missing)
 
 
@@ -105,10 +73,32 @@ def read_json_annotations(path, missing=MISSING):
 def _read_json(path, missing):
     if not path.is_file():
         raise UserError(f"no annotations {path}. {missing}")
+    data = path.read_bytes()
     try:
-        return json.loads(path.read_bytes())
+        content = json.loads(data)
+        return _replace_half_pairs(content, path) if HALF_ESCAPES.search(data) else content
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({str(error)[:200]}); expected {COCO_FORM}. Download it again.") from error
+
+
+def _replace_half_pairs(content, path):
+    """Replace half of a surrogate pair, which no UTF-8 file can hold, by U+FFFD in every text; a printed note counts them."""
+    replaced = 0
+
+    def clean(value):
+        nonlocal replaced
+        if isinstance(value, str):
+            cleaned, count = HALF_PAIR.subn("\ufffd", value)
+            replaced += bool(count)
+            return cleaned
+        if isinstance(value, list):
+            return [clean(one) for one in value]
+        return {clean(key): clean(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+    content = clean(content)
+    if replaced:
+        print(f"{path}: {replaced} texts hold half of a surrogate pair, which was replaced by U+FFFD")
+    return content
 
 
 @functools.cache
@@ -120,7 +110,7 @@ def _schemas():
     from typing_extensions import NotRequired, TypedDict
 
     number = With[StrictInt, Field(ge=-(2**63), lt=2**63)]
-    name = With[StrictStr, Field(min_length=1, max_length=4096, pattern=r"^[^\0]+$")]
+    name = With[StrictStr, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
     image_id = number | name
     optional_name = NotRequired[name | None]
     picture = TypedDict("picture", {

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from common import UserError
+from features.image_ids import SOUND_SUFFIXES
 
 SAMPLE_RATE = 44_100  # Hz; this and the next five as the published Clotho recipe has them
 MEL = {"n_fft": 2560, "hop_length": 694, "n_mels": 128, "fmin": 20, "fmax": 22_050}  # samples, samples, bands, Hz, Hz
@@ -29,7 +30,6 @@ WINDOW_COLUMNS, WINDOW_HOP = 128, 64  # 2.0 s a window, half overlapping
 BLOCK_COLUMNS = 2048  # of a long clip, transformed together: 33 s
 LONGEST = 3600  # seconds; a longer recording is not a clip
 SPECTROGRAMS = ("mel", "published", "waveform")
-SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".m4a")
 
 
 class UnreadableSound(ValueError):
@@ -163,7 +163,9 @@ def spectrogram_picture(source, height=256, widest=4.0):
 
 
 class _Views:
-    """Sound → its views. Holds no weights: loader workers get a copy of it."""
+    """Turns a sound into its views. Holds no weights: loader workers get a copy of it."""
+
+    short_side = None  # no JPEGs here that could be read scaled down
 
     def __init__(self, spectrogram, preprocess, preprocessing):
         self.spectrogram = spectrogram
@@ -199,7 +201,7 @@ class SoundEncoder:
         self.encoder, self.pooling = encoder, pooling
         self.name, self.width, self.device = encoder.name, encoder.width, encoder.device
         self.preprocessing = encoder.preprocessing
-        self.mixed_precision = getattr(encoder, "mixed_precision", "no")
+        self.mixed_precision = encoder.mixed_precision
         self.preprocess = _Views(spectrogram, encoder.preprocess, encoder.preprocessing)
         self.audio = {"sample_rate": self.preprocess.rate, "spectrogram": spectrogram}
         if spectrogram == "waveform":
@@ -208,6 +210,11 @@ class SoundEncoder:
         else:
             windows = {"columns": WINDOW_COLUMNS, "hop": WINDOW_HOP} if spectrogram == "mel" else None  # published: one, cropped
             self.audio |= {**MEL, "decibels": DECIBELS, "windows": windows}
+
+    @property
+    def module(self):
+        """The torch.nn.Module of the encoder within."""
+        return self.encoder.module
 
     def encode(self, views):
         """views: [B, …] of `preprocess` → [B, D] float32 on the encoder's device."""
@@ -233,7 +240,7 @@ def sound_encoder(encoder, spectrogram=None, pooling="pooled"):
     pooling: "pooled" for the mean over a clip's windows, "none" to keep them apart (features.loading.encode_views).
     Raises UserError where the encoder does not take that.
     """
-    hears = getattr(encoder, "modality", "image") == "audio"
+    hears = encoder.modality == "audio"
     spectrogram = spectrogram or ("waveform" if hears else "mel")
     if spectrogram not in SPECTROGRAMS:
         raise UserError(f"no spectrogram {spectrogram}; known are {', '.join(SPECTROGRAMS)}.")

@@ -9,13 +9,20 @@ import re
 import unicodedata
 from pathlib import Path
 
-MEDIA_SUFFIXES = (
-    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif",
-    ".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".m4a",
-)  # fmt: skip
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm")
+SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".m4a")
+MEDIA_SUFFIXES = (*PICTURE_SUFFIXES, ".avif", *SOUND_SUFFIXES)
 # COCO_val2014_000000391895.jpg, 000000391895.jpg, 000000391895, also in COCO's own folders, and LAVIS's coco_391895
 COCO_ID = re.compile(r"(?:[a-z]+20\d\d/)?(?:COCO_[a-z]+\d{4}_)?(\d{12})(?:\.(?:jpe?g|png))?|coco_(\d+)")
 COCO_FILE = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.(?:jpe?g|png)", re.IGNORECASE)
+
+
+def printable_name(path):
+    """Return a path as text that UTF-8 can hold: bytes of its name that are not UTF-8 are written as escapes (caf\\xe9.jpg)."""
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair, which no file's name can hold
+        return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 
 
 def name_images(paths, folders=None):
@@ -43,9 +50,9 @@ def name_images(paths, folders=None):
 def _names_of(path, folder):
     """List an image's possible ids, the shortest first: COCO's number, its path in the folder, its whole path."""
     path = Path(path)
-    inside = (path.name if folder is None else os.path.relpath(path, folder)).replace(os.sep, "/")
+    inside = printable_name(path.name if folder is None else os.path.relpath(path, folder)).replace(os.sep, "/")
     coco = COCO_FILE.fullmatch(path.name)
-    return [int(coco[1]) if coco else inside, inside, path.as_posix()]
+    return [int(coco[1]) if coco else inside, inside, printable_name(path.as_posix())]
 
 
 def id_key(image_id):

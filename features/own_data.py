@@ -1,102 +1,105 @@
-"""What the front doors for anyone's own data share: which columns hold captions, pictures or sounds, a train and a validation file."""
+"""What the scripts for anyone's own data share: options, splits by image, a training and a validation file, and what to run next."""
 
-import argparse
-import math
-import re
+import hashlib
 import shlex
-import shutil
 
 from common import UserError
-from features.extract import extract, merge_records
-from features.splits import split_by_image
-
-# The usual names of a caption column, the likeliest first; and numbered ones, all of which are taken (caption_1 … caption_5).
-CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "sentence", "sentences", "description", "descriptions", "alt_text", "txt", "raw")
-NUMBERED_CAPTION = re.compile(r"(caption|text|sentence|comment|raw)_?\d+", re.IGNORECASE)
+from features.extract import extract
+from features.options import share
+from features.pieces import remove_pieces
+from features.records import merge_records
 
 
 def add_own_data_options(parser, val_share=0.0):
-    """Add the options these front doors have in common; `val_share` is the default of --val_share."""
+    """Add the options that these scripts share; `val_share` is the default of --val_share."""
     group = parser.add_argument_group("captions and splits")
     group.add_argument("--caption_column", nargs="+", metavar="NAME", help="column(s) with captions (default: found by the usual names)")
     group.add_argument("--val_share", type=share, default=val_share, metavar="X",
-                       help=f"share of the images for a validation file beside the other; 0: none (default {val_share:g})")  # fmt: skip
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw of --val_share (default 0)")
-    group.add_argument("--spectrogram", choices=("mel", "published"), default="mel", help="of sounds, for an image encoder (default mel)")
-
-
-def share(text):
-    """ "0.1" → 0.1, a share from 0 to below 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a share from 0 to below 1")
-    return value
-
-
-def find_caption_columns(columns, wanted, where):
-    """Names of a table's columns, and those the user named or None → the names of the caption columns, as the table writes them.
-
-    where: what the table is called in an error. Raises UserError naming the columns there are when none fits.
-    """
-    columns = list(columns)
-    by_lower = {name.strip().lower(): name for name in reversed(columns)}
-    if wanted:
-        found = [name if name in columns else by_lower.get(name.lower()) for name in wanted]
-    else:
-        usual = [by_lower[name] for name in CAPTION_COLUMNS if name in by_lower]
-        found = usual[:1] or [name for name in columns if NUMBERED_CAPTION.fullmatch(name.strip())]
-    if not found or None in found:
-        missing = ", ".join(name for name, column in zip(wanted, found) if column is None) if wanted else "caption or text"
-        raise UserError(f"{where} has no column {missing}; it has {', '.join(columns) or 'none'}. Name one with --caption_column.")
-    return found
-
-
-def texts_of(value):
-    """What stands in a caption cell → list of str: a text, a list of texts, or a dict with one (COCO's sentences hold theirs as "raw").
-
-    Nothing (None, NaN) is no text. Raises ValueError for numbers and the like.
-    """
-    if value is None or isinstance(value, float) and math.isnan(value):
-        return []
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        key = next((name for name in ("raw", *CAPTION_COLUMNS) if name in value), None)
-        if key is not None:
-            return texts_of(value[key])
-    elif isinstance(value, (list, tuple)):
-        return [text for item in value for text in texts_of(item)]
-    raise ValueError(f"a {type(value).__name__} ({str(value)[:40]})")
+                       help=f"share of the images for a validation file; 0 for none (default {val_share:g})")  # fmt: skip
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the train/validation split (default 0)")
+    group.add_argument("--spectrogram", choices=("mel", "published"), default="mel",
+                       help="how a sound becomes a picture for an image encoder (default mel)")  # fmt: skip
 
 
 def encoder_for(kind, load, args):
-    """Load the encoder that the command line asks for, as one for records of `kind` "image" or "audio".
+    """Load the encoder that the command line asks for.
 
-    load: models.encoders.load_encoder; args: what add_options and add_own_data_options read.
+    Args:
+        kind: "image" or "audio", what the records are.
+        load: function with the arguments of models.encoders.load_encoder.
+        args: what add_options and add_own_data_options read.
 
-    Raises UserError when the encoder takes sounds and the records are pictures.
+    Returns:
+        Encoder, or SoundEncoder for "audio".
+
+    Raises:
+        UserError: the encoder takes sounds and the records are pictures.
     """
     encoder = load(args.clip_model_type, args.device, args.mixed_precision, "pooled" if kind == "audio" else args.pooling)
-    hears = getattr(encoder, "modality", "image") == "audio"
     if kind == "audio":
         from features.audio import sound_encoder
 
-        return sound_encoder(encoder, "waveform" if hears else args.spectrogram, args.pooling)
-    if hears:
-        raise UserError(f"{encoder.name} takes sounds, and these are pictures. Take an image encoder, such as --clip_model_type ViT-B/32.")
+        return sound_encoder(encoder, "waveform" if encoder.modality == "audio" else args.spectrogram, args.pooling)
+    if encoder.modality == "audio":
+        raise UserError(f"{encoder.name} takes sounds, and these are pictures. Use an image encoder, such as --clip_model_type ViT-B/32.")
     return encoder
 
 
-def plan_files(records, out, split="train", val_share=0.0, seed=0):
-    """Deal records out by image → list of (split, path, records): one file, or the validation file and the other.
+def split_by_image(image_ids, shares, seed=0):
+    """Deal images out to splits. No image is in two of them.
 
-    The validation file lies beside `out`, its name ending in _val. Raises UserError when there are too few images for two files.
+    Args:
+        image_ids: iterable of ids, repeats allowed.
+        shares: dict of split name to share; they add up to 1. Every split with a share above 0 gets at least one image.
+        seed: the result depends on the seed and the set of ids alone, not on their order.
+
+    Returns:
+        dict of split name to set of image ids.
+
+    Raises:
+        UserError: there are fewer images than splits that need one.
+    """
+    wanted = [name for name, share_of_it in shares.items() if share_of_it > 0]
+    if not wanted or any(one < 0 for one in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+        raise UserError(f"shares of a split are {shares}; expected numbers from 0 that add up to 1.")
+
+    def place(image_id):
+        return hashlib.blake2b(f"{seed} {image_id}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+
+    order = sorted({str(image_id): image_id for image_id in image_ids}.values(), key=place)
+    if len(order) < len(wanted):
+        raise UserError(f"{len(order)} images cannot be split into {', '.join(wanted)}. Give more images, or fewer splits.")
+    splits, start, share_so_far = {name: set() for name in shares}, 0, 0.0
+    for number, name in enumerate(wanted, 1):
+        share_so_far += shares[name]
+        end = len(order) if number == len(wanted) else round(share_so_far * len(order))
+        end = min(max(end, start + 1), len(order) - (len(wanted) - number))  # at least one for this split, and for each that follows
+        splits[name] = set(order[start:end])
+        start = end
+    return splits
+
+
+def plan_files(records, out, split="train", val_share=0.0, seed=0):
+    """Deal records out by image to one file, or to a validation file and the other.
+
+    Args:
+        records: list of Record.
+        out: path of the file; the validation file lies beside it, its name ending in _val.
+        split: name of the split that `out` holds.
+        val_share: share of the images for the validation file.
+        seed: of that choice.
+
+    Returns:
+        List of (split, path, records).
+
+    Raises:
+        UserError: there are too few images for two files.
     """
     if not val_share:
         return [(split, out, records)]
     if split == "val":
         raise UserError("--val_share takes images out for a validation file, and --split val is one. Give one of the two.")
-    ids = [record.image_id for record in merge_records(records)[0]]
+    ids = [record.image_id for record in merge_records(records).records]
     if len(ids) < 2:
         raise UserError(f"{len(ids)} image(s) with a caption cannot be split in two. Give more images, or --val_share 0.")
     held_out = split_by_image(ids, {split: 1 - val_share, "val": val_share}, seed)["val"]
@@ -110,13 +113,29 @@ def plan_files(records, out, split="train", val_share=0.0, seed=0):
 def extract_files(files, encoder, seed=0, **options):
     """Write the files that plan_files planned with `seed`, through extract with `options`, and print how to train on them.
 
-    What a stopped run has encoded, of a file already written too, is not encoded again.
+    An interrupted job does not encode again what it has encoded, also of a file that was already written.
     """
     more_meta = {"split_seed": seed} if len(files) > 1 else None
     for split, out, records in files:
         extract(records, encoder, out, split=split, more_meta=more_meta, keep_pieces=len(files) > 1, **options)
     for _, out, _ in files:
-        shutil.rmtree(out.with_name(out.name + ".pieces"), ignore_errors=True)
-    train_out = shlex.quote(str(files[-1][1]))
-    validation = f" --val_data {shlex.quote(str(files[0][1]))}" if len(files) > 1 else ""
-    print(f"next: python train.py --data {train_out}{validation} --out_dir ./data_train/")
+        remove_pieces(out)
+    suggest_next({split: out for split, out, _ in files})
+
+
+def suggest_next(outs, out_dir="./data_train/"):
+    """Print the command that comes next: training, with validation where there is such a file; or evaluation.
+
+    Args:
+        outs: dict of split name to the path of its feature file.
+        out_dir: folder for checkpoints that the command names.
+    """
+    held_out = {split: out for split, out in outs.items() if split.split("_")[0] in ("val", "validation", "test", "dev")}
+    train = next((out for split, out in outs.items() if split not in held_out), None)
+    if train is None:
+        data = shlex.quote(str(next(iter(outs.values()))))
+        print(f"next: python evaluate.py --data {data} --checkpoint CHECKPOINT   (or train.py ... --val_data {data})")
+        return
+    val = next((out for split, out in held_out.items() if split.startswith("val")), None)
+    validation = f" --val_data {shlex.quote(str(val))}" if val else ""
+    print(f"next: python train.py --data {shlex.quote(str(train))}{validation} --out_dir {out_dir}")

@@ -77,13 +77,20 @@ def shorten_captions(tokens, max_tokens, end_token_id=None):
 
 
 def _encode(texts, tokenizer):
-    """Texts → lists of token ids, without special tokens; on all cores where the tokenizer has a backend that can."""
+    """Encode texts as lists of token ids, on all cores where the tokenizer has a backend that can.
+
+    A special token that a caption spells out, such as <|endoftext|>, is encoded as the text it is.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, split_special_tokens=True)["input_ids"]
     backend.no_truncation()
     backend.no_padding()
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]  # without offsets: half the time
+    before, backend.encode_special_tokens = backend.encode_special_tokens, True
+    try:
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]  # without offsets: half the time
+    finally:
+        backend.encode_special_tokens = before
 
 
 def published_length(lengths):

@@ -1,16 +1,15 @@
-"""Finished work of an extraction, kept in a folder until the feature file stands. A job of seconds needs none.
+"""Finished work of an extraction, kept in a folder until the feature file is written. A job of seconds needs none.
 
 {folder}/run.json                     fingerprint of the run the pieces belong to
-{folder}/{first}-{end}.npz            batches first … end-1: embeddings, record numbers, what could not be read and why
+{folder}/{first}-{end}.npz            batches first ... end-1: embeddings, record numbers, what could not be read and why
 
-Pieces are whole batches and follow one another, so that going on from them gives the batches an undisturbed run would have made.
-Each is written under a temporary name and renamed: whenever a run is killed, what stands here is whole. Nothing read here is code.
+Pieces are whole batches and follow one another, so a resumed run makes the same batches as an undisturbed one. Each is written under a
+temporary name and renamed, so every piece is whole whenever a run is killed. B batch, N images, D width, L vectors per image.
 """
 
 import hashlib
 import json
 import os
-import shutil
 import sys
 import time
 import zipfile
@@ -18,45 +17,73 @@ from pathlib import Path
 
 import numpy as np
 
-from common import UserError, replace_file
-from features.gathered import PieceRows, pad_vectors
+from common import UserError, remove_own_files, replace_file
+from features.loading import pad_vectors
+from features.records import is_path
 
 
 def fingerprint(records, encoder, batch_size, fast_decode=False):
-    """Everything that decides the embeddings' bytes → a hexadecimal digest: encoder, weights, batches, and the pictures themselves.
+    """Digest everything that decides the embeddings' bytes: encoder, weights, batches, and the pictures themselves.
 
-    Of a picture file count its path, size and time of change; of a picture in memory, its bytes; of one read later, its key.
+    A picture file counts by its path, size and time of change; a picture in memory by its bytes; one read later by its key.
+
+    Returns:
+        str, hexadecimal.
     """
     import torch
 
-    precision = getattr(encoder, "mixed_precision", "no")
-    made_by = [encoder.name, encoder.width, encoder.digest(), encoder.preprocessing, precision, getattr(encoder, "pooling", "pooled")]
+    made_by = [encoder.name, encoder.width, encoder.digest(), encoder.preprocessing, encoder.mixed_precision, encoder.pooling]
     what = [*made_by, encoder.device.type, torch.__version__, batch_size, *(["fast_decode"] if fast_decode else [])]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode())
     for record in records:
         digest.update(f"\0{record.image_id}\0".encode("utf-8", "surrogatepass"))
-        if isinstance(record.image, (str, os.PathLike)):
-            digest.update(os.fsencode(record.image))
-            try:
-                status = os.stat(record.image)
-                digest.update(f"\0{status.st_size} {status.st_mtime_ns}".encode())
-            except OSError:
-                digest.update(b"\0missing")
-        elif hasattr(record.image, "key"):
-            digest.update(record.image.key.encode("utf-8", "surrogateescape"))
-        else:
+        if is_path(record.image):
+            digest.update(file_stamp(record.image).encode("utf-8", "surrogatepass"))
+        elif isinstance(record.image, (bytes, bytearray)):
             digest.update(hashlib.sha256(record.image).digest())
+        else:
+            digest.update(record.image.key.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def file_stamp(path):
+    """Describe the state of a file: its path, size in bytes and time of change."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return f"{os.fspath(path)}\0missing"
+    return f"{os.fspath(path)}\0{status.st_size} {status.st_mtime_ns}"
+
+
+class PieceRows:
+    """The embeddings of one piece, [n, D] or [n, L, D] float32, read from its file when they are asked for."""
+
+    def __init__(self, path, shape):
+        """Take the piece's path and the shape of its array."""
+        self.path, self.shape, self.dtype = path, shape, np.dtype(np.float32)
+
+    def padded(self, most):
+        """Return the same with `most` vectors per image."""
+        return PieceRows(self.path, (self.shape[0], most, self.shape[2]))
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        rows = _read_whole(self.path)[1]
+        return (pad_vectors(rows, self.shape[1]) if rows.ndim == 3 else rows)[index]
 
 
 class Pieces:
     """The pieces in one folder, and the batches not yet written there.
 
-    folder; batches, images, skipped: how many are done, written or not.
+    Attributes:
+        folder: Path.
+        batches, images, skipped: how many are done, written or not.
     """
 
     def __init__(self, folder, run):
-        """Go on from the pieces in `folder` if they are of this `run` (a fingerprint), else start anew, and say which."""
+        """Resume from the pieces in `folder` if they are of this `run` (a fingerprint), else start over, and say so."""
         self.folder = Path(folder)
         self.batches = self.images = self.skipped = 0
         self._label = self.folder / "run.json"
@@ -66,11 +93,11 @@ class Pieces:
         if _read_json(self._label) == self._run:
             self._take_up()
         elif self.folder.exists():
-            print(f"{self.folder} is of other images, another encoder or batch size: starting anew", file=sys.stderr)
+            print(f"{self.folder} is of other images, another encoder or batch size: starting over", file=sys.stderr)
             self.remove()
 
     def _take_up(self):
-        """Count the pieces that follow one another from batch 0; the first that is missing or damaged is where to go on."""
+        """Count the pieces that follow one another from batch 0; work resumes at the first that is missing or damaged."""
         for path in self._files():
             first, end = _span(path)
             piece = _read_piece(path) if first == self.batches else None
@@ -81,12 +108,19 @@ class Pieces:
             self.images += len(piece[0]) + len(piece[2])
             self.skipped += len(piece[2])
         if self.images:
-            print(f"going on from {self.folder}: {self.images} images are done", file=sys.stderr)
+            print(f"resuming from {self.folder}: {self.images} images are done", file=sys.stderr)
 
     def add(self, numbers, rows, unread, save_seconds):
-        """Add a batch: record numbers [B], their embeddings [B, D] or None, and [(number, reason)] of what could not be read.
+        """Add a batch; write a piece when `save_seconds` have passed since the last.
 
-        Writes a piece when `save_seconds` of work have come together. Raises UserError when it cannot.
+        Args:
+            numbers: list of record numbers.
+            rows: their embeddings [B, D] or [B, L, D], or None.
+            unread: list of (number, reason) of what could not be read.
+            save_seconds: seconds of work between two pieces.
+
+        Raises:
+            UserError: a piece cannot be written.
         """
         self._pending.append((numbers, rows, unread))
         self.batches += 1
@@ -110,16 +144,27 @@ class Pieces:
         self._written = time.monotonic()
 
     def gather(self):
-        """→ embeddings as parts [n, D] (or [n, L, D]) float32, record numbers int64 [N], [(number, reason)] of what could not be read.
+        """Put all pieces together.
 
-        Parts stay in their files, and are read again when they are needed. Raises UserError when one was damaged meanwhile.
+        Returns:
+            Embeddings as a list of parts [n, D] or [n, L, D] float32, which stay in their files; record numbers int64 [N]; list of
+            (number, reason) of what could not be read.
+
+        Raises:
+            UserError: a piece was damaged or removed meanwhile.
         """
-        parts, numbers, unread = [], [], []
+        parts, numbers, unread, reached = [], [], [], 0
         for path in self._files():
+            first, end = _span(path)
             of_piece, rows, skipped = _read_whole(path)
-            parts += [PieceRows(path, rows, lambda path: _read_whole(path)[1])] if len(rows) else []
+            if first != reached:
+                raise _changed(self.folder)
+            reached = end
+            parts += [PieceRows(path, rows.shape)] if len(rows) else []
             numbers.append(of_piece)
             unread += [tuple(pair) for pair in skipped]
+        if reached + len(self._pending) != self.batches:
+            raise _changed(self.folder)
         rows, of_piece, skipped = _join(self._pending)
         parts += [rows] if len(rows) else []
         if parts and len(parts[0].shape) == 3:
@@ -128,21 +173,32 @@ class Pieces:
         return parts, np.concatenate([*numbers, np.array(of_piece, np.int64)]), unread + skipped
 
     def remove(self):
-        """Remove the folder: the feature file stands."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the pieces, and the folder unless it holds something else: the feature file is written."""
+        remove_own_files(self.folder, [*self._files(), self._label])
 
     def _files(self):
         return sorted(path for path in self.folder.glob("*.npz") if _span(path))
 
 
+def pieces_folder(out):
+    """Return the folder of the pieces of a feature file."""
+    return out.with_name(out.name + ".pieces")
+
+
+def remove_pieces(out):
+    """Remove the pieces of a feature file that keep_pieces left."""
+    folder = pieces_folder(out)
+    remove_own_files(folder, [*(path for path in folder.glob("*.npz") if _span(path)), folder / "run.json"])
+
+
 def _span(path):
-    """The batches in a piece, from its name: "000000003-000000007.npz" → (3, 7); None for another name."""
+    """Return the batches in a piece, from its name: (3, 7) for "000000003-000000007.npz"; None for another name."""
     first, dash, end = path.stem.partition("-")
     return (int(first), int(end)) if dash and first.isdecimal() and end.isdecimal() else None
 
 
 def _join(batches):
-    """(numbers, rows or None, unread) a batch → rows [N, D] or [N, L, D] float32, numbers, unread of them all."""
+    """Join batches. Returns rows [N, D] or [N, L, D] float32, numbers and unread of them all."""
     rows = [rows for numbers, rows, _ in batches if len(numbers)]
     numbers = [int(number) for numbers, _, _ in batches for number in numbers]
     unread = [tuple(pair) for _, _, unread in batches for pair in unread]
@@ -153,24 +209,29 @@ def _join(batches):
 
 
 def _read_whole(path):
-    """A piece that is needed now → numbers, rows, unread. Raises UserError when it is damaged."""
+    """Read a piece that is needed. Returns numbers, rows, unread. Raises UserError when it is damaged."""
     piece = _read_piece(path)
     if piece is None:
-        raise UserError(f"{path} was damaged while this ran. Run the same command again: it makes this piece anew.")
+        raise _changed(path)
     return piece
 
 
+def _changed(path):
+    return UserError(f"{path} was changed while this ran. Run the same command again: it makes what is missing.")
+
+
 def _read_piece(path):
-    """→ numbers, rows, unread; None when the file is damaged."""
+    """Read a piece. Returns numbers, rows, unread; None when the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return file["numbers"], file["rows"], json.loads(file["unread"].tobytes())
+            numbers, rows, unread = file["numbers"], file["rows"], json.loads(file["unread"].tobytes())
+            return (numbers, rows, unread) if len(numbers) == len(rows) and rows.dtype == np.float32 else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _read_json(path):
-    """The content of a JSON file; None when there is none or it is damaged."""
+    """Return the content of a JSON file; None when there is none or it is damaged."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):

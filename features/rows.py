@@ -1,25 +1,26 @@
 """Rows of a Hugging Face data set as Records whose pictures or sounds are read when they are encoded, not before.
 
-lazy_records(data, …)        of a Dataset: a picture stays in the data set's own files until a loader worker asks for it
-fetched_records(data, …)     of a streamed IterableDataset: one pass puts each picture into a file, from which extract goes on
+lazy_records(data, ...)        of a Dataset: a picture stays in the data set's own files until a loader worker asks for it
+fetched_records(data, ...)     of a streamed IterableDataset: one pass puts each picture into a file, where extract reads it
 
 A cell is what the library gives undecoded (Image(decode=False)): a dict with bytes and path, bytes, or a path.
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from common import UserError
-from features.extract import Record
-from features.own_data import texts_of
+from common import UserError, remove_own_files
+from features.pieces import file_stamp
+from features.records import Record
+from features.tables import texts_of
 
 
 def content_of(cell, folder):
-    """A picture's or sound's cell → its bytes, or a path; relative paths count from `folder`, unless that is None.
+    """Return the bytes or the path in a cell; relative paths count from `folder`, unless that is None.
 
-    Raises ValueError when there is nothing in it.
+    Raises:
+        ValueError: there is nothing in it.
     """
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
@@ -34,9 +35,30 @@ class Column:
     """The pictures or sounds of a Dataset."""
 
     def __init__(self, data, name, folder):
-        """data: datasets.Dataset; name: of the column; folder: where relative paths count from, or None."""
+        """Take the datasets.Dataset, the column's name, and the folder that relative paths count from, or None."""
         self.data, self.name, self.folder = data.select_columns([name]), name, folder
-        self.key = self.data._fingerprint
+        self._key, self._paths = self.data._fingerprint, self._find_paths()
+
+    def _find_paths(self):
+        """Find the rows that hold a path in place of a picture's bytes. Returns dict of row to path; reads no picture."""
+        import pyarrow
+        import pyarrow.compute as pc
+
+        paths, start = {}, 0
+        for batch in self.data.with_format("arrow").iter(1000):
+            cells = batch[self.name].combine_chunks()
+            if pyarrow.types.is_struct(cells.type) and {"bytes", "path"} <= {field.name for field in cells.type}:
+                without = pc.is_null(pc.struct_field(cells, "bytes"))
+                cells = pc.if_else(without, pc.struct_field(cells, "path"), None)
+            if pyarrow.types.is_string(cells.type) or pyarrow.types.is_large_string(cells.type):
+                paths.update((start + row, path) for row, path in enumerate(cells.to_pylist()) if path)
+            start += len(cells)
+        return paths
+
+    def key_of(self, row):
+        """Return what stands for a row's content: of a file its size and time of change too."""
+        key = f"{self._key} {row}"
+        return f"{key} {file_stamp(content_of(self._paths[row], self.folder))}" if row in self._paths else key
 
 
 class LazyItem(NamedTuple):
@@ -47,14 +69,14 @@ class LazyItem(NamedTuple):
 
     @property
     def key(self):
-        """Stands for the content."""
-        return f"{self.column.key} {self.row}"
+        """What stands for the content."""
+        return self.column.key_of(self.row)
 
     def read(self):
-        """→ bytes or path. Raises ValueError when the row holds neither."""
+        """Return bytes or a path. Raises ValueError when the row holds neither."""
         content = content_of(self.column.data[self.row][self.column.name], self.column.folder)
         if isinstance(content, str) and "://" in content:
-            raise ValueError(f"an address, {content}, not a picture: --streaming fetches it")
+            raise ValueError(f"an address, {content}, not a picture: --streaming downloads it")
         return content
 
 
@@ -66,20 +88,31 @@ class FetchedItem(NamedTuple):
 
     @property
     def key(self):
-        """Stands for the content."""
-        return f"{self.path} {self.size}"
+        """What stands for the content."""
+        return file_stamp(self.path)
 
     def read(self):
-        """→ the path. Raises ValueError when there was nothing in the row."""
+        """Return the path. Raises ValueError when there was nothing in the row."""
         if not self.size:
             raise ValueError("nothing in this row")
         return self.path
 
 
 def lazy_records(data, column, captions, id_column, folder):
-    """Dataset → list of Records. column: pictures or sounds; captions: names of columns; id_column: what rows of one image share, or None.
+    """Make Records of a Dataset.
 
-    Raises UserError when a caption is no text.
+    Args:
+        data: datasets.Dataset.
+        column: name of the column of pictures or sounds.
+        captions: names of the caption columns.
+        id_column: name of the column that rows of one image share, or None.
+        folder: folder that relative paths count from, or None.
+
+    Returns:
+        List of Record.
+
+    Raises:
+        UserError: a caption is not a text.
     """
     items = Column(data, column, folder)
     texts = data.select_columns([*captions, *([id_column] if id_column else [])])  # so that no picture is read here
@@ -87,18 +120,27 @@ def lazy_records(data, column, captions, id_column, folder):
 
 
 def fetched_records(data, column, captions, id_column, folder, place, run):
-    """IterableDataset → list of Records, its pictures in files in `place`; other arguments as those of lazy_records.
+    """Make Records of an IterableDataset, with its pictures in files in `place`.
 
-    run: dict of plain values that says which rows these are; what a stopped run with the same has fetched is not fetched again.
-    Raises UserError when the stream breaks off, and when a caption is no text.
+    Args:
+        data, column, captions, id_column, folder: as those of lazy_records.
+        place: folder of the files.
+        run: dict of plain values that says which rows these are; what an interrupted run with the same values has downloaded is not
+            downloaded again.
+
+    Returns:
+        List of Record.
+
+    Raises:
+        UserError: the stream breaks off, or a caption is not a text.
     """
     import httpx
 
     listed = place / "rows.jsonl"
     lines = listed.read_text(encoding="utf-8").split("\n")[:-1] if listed.is_file() else []  # the last may be half-written
     if lines[:1] != [json.dumps(run)]:
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
+        remove_rows(place)
+        place.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(run)]
     listed.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     finished = lines[-1] == "finished"
@@ -112,7 +154,7 @@ def fetched_records(data, column, captions, id_column, folder, place, run):
                 file.flush()
                 done += 1
         except (httpx.HTTPError, OSError) as error:
-            raise UserError(f"the stream broke off after {done} rows ({error}). Run the same command again: it goes on there.") from error
+            raise UserError(f"the stream broke off after {done} rows ({error}). Run the same command again to resume there.") from error
         file.write("" if finished else "finished\n")
     return _joined(_fetched_items(listed, place))
 
@@ -121,8 +163,13 @@ def _item_path(place, number):
     return place / f"{number:09d}"
 
 
+def remove_rows(place):
+    """Remove what fetched_records wrote into a folder."""
+    remove_own_files(place, [*(path for path in place.glob("[0-9]" * 9) if path.is_file()), place / "rows.jsonl"])
+
+
 def _fetched_items(listed, place):
-    """rows.jsonl → (FetchedItem, image_id, texts) a row."""
+    """Yield (FetchedItem, image_id, texts) for each row in rows.jsonl."""
     with open(listed, encoding="utf-8") as file:
         for number, line in enumerate(file, -1):  # the first line says which run this is
             if number >= 0 and line != "finished\n":
@@ -131,7 +178,7 @@ def _fetched_items(listed, place):
 
 
 def _fetch(cell, folder):
-    """A streamed cell → bytes; none when there is nothing in it, or its file is missing."""
+    """Return the bytes of a streamed cell; b"" when there is nothing in it, or its file is missing."""
     from datasets.utils.file_utils import xopen
 
     try:
@@ -145,11 +192,11 @@ def _fetch(cell, folder):
 
 
 def _id_and_texts(row, number, captions, id_column):
-    """A row → image_id (an int or a str) and its list of captions."""
+    """Return a row's image_id (an int or a str) and its list of captions."""
     try:
         texts = [text for name in captions for text in texts_of(row[name])]
     except ValueError as error:
-        raise UserError(f"row {number} has a caption that is {error}; expected a text or a list of texts. Take another column.") from error
+        raise UserError(f"row {number} has a caption that is {error}; expected a text or a list of texts. Use another column.") from error
     image_id = row[id_column] if id_column else number
     if image_id is None:
         image_id = f"row {number}"
@@ -157,7 +204,7 @@ def _id_and_texts(row, number, captions, id_column):
 
 
 def _joined(rows):
-    """(item, image_id, texts) a row → list of Records, one an image_id, with the item of its first row."""
+    """Make one Record per image_id of (item, image_id, texts) rows, with the item of its first row."""
     records = {}
     for item, image_id, texts in rows:
         records.setdefault(image_id, Record(image_id, item, [])).captions.extend({"caption": text} for text in texts)

@@ -33,6 +33,8 @@ def _first_fault(error):
     fault = error.errors(include_url=False)[0]
     # Members of a union are named after the data's own path, in words such as "constrained-str".
     place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in fault["loc"] if _is_step(step)).lstrip(".")
+    if fault["type"] == "missing":
+        return f"has no {place}"
     found = repr(fault["input"])
     found = found if len(found) <= 60 else found[:57] + "..."
     return f"has {place or 'its content'} = {found}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def decode_text(data):
 
 
 def read_text(path, missing):
-    """Read a text file in any of the usual encodings; a note on stderr names one that is not UTF-8.
+    """Read a text file in any of the usual encodings; a printed note names one that is not UTF-8.
 
     Args:
         path: a regular file.
@@ -61,7 +60,7 @@ def read_text(path, missing):
     if "\0" in text:
         raise UserError(f"{path} holds NUL characters; expected a text file. Save it as UTF-8.")
     if not encoding.startswith("utf"):
-        print(f"{path} is not UTF-8; read as {encoding}", file=sys.stderr)
+        print(f"{path} is not UTF-8; read as {encoding}")
     return text
 
 

@@ -4,10 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from common import UserError
-from features.audio import SOUND_SUFFIXES, is_sound
-from features.image_ids import name_images
+from features.audio import is_sound
+from features.image_ids import PICTURE_SUFFIXES, SOUND_SUFFIXES, name_images
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm"}
 WORTH_WORKERS = 128  # files; fewer are read before worker processes have started
 
 
@@ -49,7 +48,7 @@ def find_pictures(names, sounds=False):
 def find_files(names, sounds):
     """List files as find_pictures does. Returns their paths, and for each the folder it was found under or None."""
     check_names(names)
-    thing, suffixes = ("sound", set(SOUND_SUFFIXES)) if sounds else ("picture", PICTURE_SUFFIXES)
+    thing, suffixes = ("sound", SOUND_SUFFIXES) if sounds else ("picture", PICTURE_SUFFIXES)
     paths, folders = [], []
     for name in map(Path, names):
         if name.is_dir():
@@ -167,5 +166,6 @@ def encode_pictures(paths, encoder, skipped, batch_size, num_workers=None):
         read += [paths[number] for number in numbers]
         skipped.update((paths[number], reason) for number, reason in unread)
     if embeddings and embeddings[0].dim() == 3:
-        return pad_vectors(embeddings), read
+        most = max(rows.shape[1] for rows in embeddings)
+        embeddings = [torch.from_numpy(pad_vectors(rows.numpy(), most)) for rows in embeddings]
     return torch.cat(embeddings) if embeddings else torch.empty(0, encoder.width), read

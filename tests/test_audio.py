@@ -44,6 +44,7 @@ class FakeEar:
     """An encoder of sounds, as clap: gives one: a waveform of 0.5 s at most goes in, two numbers come out."""
 
     name, width, device, modality, mixed_precision = "clap:fake", 2, torch.device("cpu"), "audio", "no"
+    pooling, many_views, audio = "pooled", False, None
     preprocessing = {"sample_rate": 8000, "window_seconds": 0.5}
 
     def __init__(self):

@@ -12,6 +12,7 @@ import train
 from demo import run_audio, scenes
 from demo import sounds as world
 from demo.sounds import KINDS, PITCHES, TIMES, Event, Sound, caption_is_true, describe, parse_caption
+from features.annotation_tables import read_clotho
 from features.audio import cut_windows, log_mel_picture, read_sound
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -112,7 +113,7 @@ def tiny_world(tmp_path_factory, one_thread):
 
 def test_the_printed_commands_run_from_csv_to_score(tiny_world, capsys):
     truth = world.read_sounds(tiny_world, "evaluation")
-    assert list(parse_clotho.read_captions(world.captions_path(tiny_world, "evaluation"))) == list(truth)
+    assert [sound.image_id for sound in read_clotho(world.captions_path(tiny_world, "evaluation")).images] == list(truth)
     lines = run_audio.command_lines(tiny_world, "--prefix_length 2 --bs 20 --epochs 1 --lr 1e-3 --warmup_steps 1")
     scripts = {"parse_clotho.py": parse_clotho, "train.py": train, "predict.py": predict}
     for stage, words in lines.items():

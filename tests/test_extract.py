@@ -102,7 +102,7 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped_or_starts_anew_when_
     assert finished() == 1, "three of four batches were kept"
     stopped_after(2)
     os.utime(pictures[0], ns=(1, 1))
-    assert finished() == 6 and "starting anew" in capsys.readouterr().err
+    assert finished() == 6 and "starting over" in capsys.readouterr().err
     stopped_after(3)
     damaged = sorted(Path("resumed.pkl.pieces").glob("*.npz"))[-1]
     damaged.write_bytes(damaged.read_bytes()[:100])
@@ -152,7 +152,7 @@ def test_fast_decoding_is_written_down_and_changes_jpegs_only_and_does_not_mix_w
     with pytest.raises(SystemExit):
         extract(records, Stopping(encoder, 1), "resumed.pkl", **options)
     extract(records, encoder, "resumed.pkl", **options, fast_decode=True)
-    assert "starting anew" in capsys.readouterr().err
+    assert "starting over" in capsys.readouterr().err
     assert Path("resumed.pkl").read_bytes() == Path("fast.pkl").read_bytes()
 
 

@@ -106,6 +106,6 @@ def test_user_mistakes_end_in_one_line(tree, capsys):
     write_json("flickr.json", flickr)
     assert "parse_flickr.py" in error_line(capsys, ["--annotations", "flickr.json"])
     write_json("broken.json", {"images": [*flickr["images"], {"filename": "1.jpg", "split": "train", "sentences": [{"tokens": []}]}]})
-    assert "entry 1 in images without filename, split or sentences" in error_line(capsys, ["--annotations", "broken.json"])
+    assert "broken.json has no images[1].sentences[0].raw" in error_line(capsys, ["--annotations", "broken.json"])
     write_json("none.json", {"images": [{"filename": "COCO_val2014_000000000502.jpg", "split": "val", "cocoid": 502, "sentences": []}]})
     assert "no image with a caption" in error_line(capsys, ["--annotations", "none.json", "--split", "val"])

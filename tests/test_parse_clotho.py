@@ -17,6 +17,7 @@ import predict
 import tiny
 import tiny_towers
 import train
+from features.annotation_tables import read_clotho
 from features.audio import read_sound
 from features.store import load_features
 from models.encoders import load_encoder
@@ -127,7 +128,7 @@ def test_a_checkpoint_of_pictures_refuses_sounds_and_stands_not_beside_one_of_so
     run("--out", "published.pkl", "--spectrogram", "published")
     with pytest.raises(SystemExit):
         train.main(["--data", "sounds.pkl", "published.pkl", *short])
-    assert "hold sounds under different settings" in capsys.readouterr().err
+    assert "holds sounds under different settings (spectrogram published)" in capsys.readouterr().err
 
 
 def test_the_published_recipe_has_the_published_picture_and_one_caption(tree):
@@ -166,8 +167,8 @@ def test_captions_in_latin_1_and_files_in_another_format_are_found(tree):
 
 def test_a_byte_order_mark_and_unused_columns_do_not_matter(tree):
     write_csv("bom.csv", [["x", "door.wav", "One.", "Two."]], ["keywords", " file_name", "caption_2", "caption_1 "], "utf-8-sig")
-    assert [row["caption"] for row in parse_clotho.read_captions(Path("bom.csv"))["door.wav"]] == ["Two.", "One."]
-    assert [row["caption"] for row in parse_clotho.read_captions(Path("bom.csv"), "first")["door.wav"]] == ["Two."]
+    assert [row["caption"] for row in read_clotho(Path("bom.csv")).images[0].captions] == ["Two.", "One."]
+    assert [row["caption"] for row in read_clotho(Path("bom.csv"), "first").images[0].captions] == ["Two."]
 
 
 def test_bad_clips_are_skipped_and_listed(tree, capsys):
@@ -190,8 +191,8 @@ def test_mistakes_are_one_line(tree, capsys):
     for words, said in (
         (["--captions_path", "data/other.csv"], "has the columns 'file', 'text'; expected the columns file_name and caption_1"),
         (["--captions_path", "data/empty.csv"], "has the columns none: it is empty"),
-        (["--captions_path", "data/nameless.csv"], "no file_name in line 2"),
-        (["--captions_path", "data/null.csv"], "null.csv is not a CSV"),
+        (["--captions_path", "data/nameless.csv"], "no file_name in row 1"),
+        (["--captions_path", "data/null.csv"], "null.csv holds NUL characters"),
         (["--captions_path", "data/rowless.csv"], "no sound with a caption"),
         (["--captions_path", "data/none.csv"], "no captions data/none.csv"),
         (["--audio_path", "data/elsewhere"], "no audio folder data/elsewhere"),
@@ -218,8 +219,10 @@ def test_clap_hears_the_waveform_and_the_same_trainer_learns_from_it(tree, tiny_
 
 
 def test_the_real_captions_are_read_whole(shared_data):
-    sounds = parse_clotho.read_captions(shared_data / "clotho" / "clotho_captions_development.csv")
-    assert len(sounds) == 2893 and all(len(rows) == 5 for rows in sounds.values())
+    sounds = read_clotho(shared_data / "clotho" / "clotho_captions_development.csv").images
+    assert len(sounds) == 2893
+    assert all(len(sound.captions) == 5 for sound in sounds)
     finder = parse_clotho.SoundFinder(shared_data / "clotho")
-    for image_id, rows in parse_clotho.read_captions(shared_data / "clotho" / "two_clips.csv").items():
-        assert Path(finder.find(rows[0]["file_name"])).is_file() and len(rows) == 5, image_id
+    for sound in read_clotho(shared_data / "clotho" / "two_clips.csv").images:
+        assert Path(finder.find(sound.file_name)).is_file(), sound.image_id
+        assert len(sound.captions) == 5, sound.image_id

@@ -80,7 +80,7 @@ def test_the_published_command_writes_one_row_an_image_and_every_caption(tree, c
     assert meta["encoder"] == "ViT-B/32" and (meta["images"], meta["captions"], meta["skipped"], meta["width"]) == (7, 14, 0, 512)
     assert meta["normalized"] is False and meta["split"] == "train" and meta["preprocessing"]["image_size"] == 64
     told = capsys.readouterr().out
-    assert f"7 images, 14 captions → {PUBLISHED_OUT} (512 wide" in told and f"python train.py --data {PUBLISHED_OUT}" in told
+    assert f"7 images, 14 captions -> {PUBLISHED_OUT} (512 wide" in told and f"python train.py --data {PUBLISHED_OUT}" in told
     assert not [name for name in files() if "pieces" in name or "skipped" in name or name.endswith(".tmp")]
 
 
@@ -195,7 +195,7 @@ def test_user_mistakes_end_in_one_line_and_leave_nothing(tree, capsys):
     for annotations, message in (
         ("nowhere.json", "no annotations nowhere.json"),
         ("dict.json", "holds a dict with annotations; expected"),
-        ("instances.json", "annotation 0 without image_id or caption"),
+        ("instances.json", "instances.json has no annotations[0].caption"),
         ("names.json", "neither a COCO number nor listed"),
         ("empty.json", "no image with a caption"),
         ("blank.json", "no image with a caption"),

@@ -231,7 +231,7 @@ def test_a_stopped_run_goes_on_with_what_it_had_read_from_the_shards(tree, capsy
     command = ["--shards", "cc/0.tar", "--out", "o.pkl", "--batch_size", "2", "--save_seconds", "0", "--num_workers", "0"]
     assert "1 of 8 images could not be read" in error_line(capsys, [*command, "--max_skipped", "0"])
     assert parse_conceptual.main(command) == 0
-    assert "going on from o.pkl.pieces: 8 images are done" in capsys.readouterr().err
+    assert "resuming from o.pkl.pieces: 8 images are done" in capsys.readouterr().err
     check_rows("o.pkl", range(7))
 
 
@@ -252,7 +252,7 @@ def test_photographs_in_a_shard_give_the_rows_of_the_files(tree, shared_data):
 
 def test_user_mistakes_end_in_one_line(tree, capsys):
     shutil.rmtree("data/conceptual", ignore_errors=True)
-    assert "nothing of Conceptual Captions under data/conceptual" in error_line(capsys, [])
+    assert "no Conceptual Captions under data/conceptual" in error_line(capsys, [])
     assert "no captions nowhere.tsv" in error_line(capsys, ["--tsv", "nowhere.tsv"])
     Path("a.tsv").write_text("a cat\thttp://a/1\n")
     assert "no folder of pictures nowhere" in error_line(capsys, ["--tsv", "a.tsv", "--images", "nowhere"])

@@ -49,7 +49,7 @@ def test_results_csv_is_split_by_image_and_its_malformed_row_is_read(tree, capsy
     assert (len(sides["val"]), len(sides["test"])) == (1, 1), "13 and 3 percent of 12, at least one"
     every = [caption for split in SPLITS for caption in load_features(THIRTY.format(split)).captions]
     assert len(every) == 60
-    texts = [caption["caption"] for caption in every if caption["image_id"] == "2199200615"]
+    texts = [caption["caption"] for caption in every if caption["image_id"] == "2199200615.jpg"]
     assert texts[-1] == "A dog runs across the grass ." and len(texts) == 5
     assert {caption["caption"] for caption in every} >= {"A bar | stays .", "Caption 0 of 1000092795 ."}
     assert load_features(THIRTY.format("val")).meta["split"] == "val"
@@ -81,9 +81,9 @@ def test_flickr8k_tokens_and_the_name_that_is_not_there(tree):
     Path("data/flickr8k/Flickr8k.token.txt").write_text("\r\n".join(lines), "utf-8")
     command = ["--annotations", "data/flickr8k/Flickr8k.token.txt", "--val_share", "0.25", "--test_share", "0", "--num_workers", "0"]
     assert parse_flickr.main([*command, "--seed", "2"]) == 0
-    assert set(names) == {f"{one}.jpg" for split in ("train", "val") for one in images_of(EIGHT.format(split))}
+    assert set(names) == {one for split in ("train", "val") for one in images_of(EIGHT.format(split))}
     listed = [row for path in Path("data/flickr8k").glob("*.skipped.csv") for row in csv.DictReader(path.open())]
-    assert [(row["image_id"], row["reason"]) for row in listed] == [("2258277193_586949ec62", "no such file")]
+    assert [(row["image_id"], row["reason"]) for row in listed] == [("2258277193_586949ec62.jpg", "no such file")]
     assert load_features(EIGHT.format("train")).captions[0]["caption"].endswith(", 狗 🐕 .")
     Path("data/flickr8k/captions.txt").write_text('image,caption\n' + "".join(f'{name},"A, b"\n{name},c, d\n' for name in names))
     assert parse_flickr.main(["--annotations", "data/flickr8k/captions.txt", "--out", "k.pkl", "--num_workers", "0"]) == 0
@@ -98,8 +98,8 @@ def test_karpathys_json_has_its_own_splits(tree, capsys):
     command = ["--annotations", "data/flickr30k/dataset_flickr30k.json", "--num_workers", "0"]
     assert parse_flickr.main(command) == 0
     assert [len(images_of(THIRTY.format(split))) for split in SPLITS] == [3, 1, 1]
-    assert images_of(THIRTY.format("test")) == {"1000092797"}
-    assert "has splits of its own" in error_line(capsys, [*command, "--val_share", "0.2"])
+    assert images_of(THIRTY.format("test")) == {"1000092797.jpg"}
+    assert "has its own splits" in error_line(capsys, [*command, "--val_share", "0.2"])
     images[0]["split"] = "dev"
     Path("data/flickr30k/dataset_flickr30k.json").write_text(json.dumps({"images": images}))
     assert "the split 'dev'" in error_line(capsys, command)
@@ -116,7 +116,7 @@ def test_user_mistakes_end_in_one_line_and_leave_nothing(tree, capsys):
         (["--annotations", "bars.csv"], "5 of 5 lines hold no caption, bars.csv, line 2 the first"),
         (["--annotations", "prose.csv"], "starts with 'Once upon a time'"),
         (["--annotations", "empty.csv"], "starts with ''"),
-        (["--annotations", "coco.json"], "JSON of another form"),
+        (["--annotations", "coco.json"], "coco.json holds no caption"),
         (["--images", "nowhere"], "no folder nowhere"),
         (["--images", "data"], "found 0 of 12"),
         (["--val_share", "0.6", "--test_share", "0.5"], "leave nothing to train on"),

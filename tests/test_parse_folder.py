@@ -14,7 +14,7 @@ from hypothesis import strategies
 import parse_folder
 import tiny
 import train
-from features.splits import split_by_image
+from features.own_data import split_by_image
 from features.store import load_features
 from models.encoders import load_encoder
 
@@ -191,7 +191,7 @@ def test_user_mistakes_end_in_one_line_and_leave_nothing(photos, capsys):
         ("image,caption\n0.jpg,x\n", "has no column file_name; it has image, caption"),
         ("file_name,label,colour\n0.jpg,x,y\n", "has no column caption or text; it has label, colour. Name one with --caption_column"),
         ("file_name,caption\n0.jpg,A cat, sitting.\n", "has 3 fields in the row that ends in line 2, and 2 columns"),
-        ('file_name,caption\n0.jpg,"A cat\n', "is no proper CSV"),
+        ('file_name,caption\n0.jpg,"A cat\n', "is not a proper CSV"),
         ("file_name,caption\n,A cat\n", "has a row 1 without file_name"),
         ("", "has no column file_name; it has none"),
         ("file_name,caption\n0.jpg,\n", "holds 10 pictures or sounds and no caption"),
@@ -201,7 +201,10 @@ def test_user_mistakes_end_in_one_line_and_leave_nothing(photos, capsys):
         write("photos/metadata.csv", content)
         assert message in error_line(capsys, ["photos"]), content
     write("photos/metadata.csv", "file_name,caption\n0.jpg,Café\n", "latin-1")
-    assert "is not UTF-8 (byte 0xe9 at 27). Save it as UTF-8" in error_line(capsys, ["photos"])
+    assert parse_folder.main(["photos", "--val_share", "0", "--out", "latin.pkl"]) == 0
+    assert "metadata.csv is not UTF-8; read as cp1252" in capsys.readouterr().out
+    assert [caption["caption"] for caption in load_features("latin.pkl").captions] == ["Café"]
+    Path("latin.pkl").unlink()
     write("photos/metadata.csv", "file_name,caption\n0.jpg,x\n")
     assert "has no column title; it has caption" in error_line(capsys, ["photos", "--caption_column", "title"])
     write("photos/metadata.jsonl", "{}")

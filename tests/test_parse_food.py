@@ -77,7 +77,7 @@ def test_captions_of_the_limit_and_longer_are_left_out_and_counted(food, capsys)
     write("data/food/archive/Captions.csv", "Index,Captions\n" + "\n".join(rows))
     assert parse_food.main([]) == 0
     assert texts() == {"0": ["x" * 239], "2": ["short"]}
-    assert "2 captions of 240 characters and more left out" in capsys.readouterr().out
+    assert "2 captions of 240 characters or more left out" in capsys.readouterr().out
     assert parse_food.main(["--token_limit", "0"]) == 0
     assert len(texts()) == 3 and len(texts()["2"]) == 2
 

@@ -14,9 +14,9 @@ import torch
 import parse_huggingface
 import tiny
 import train
-from features.own_data import texts_of
 from features.rows import lazy_records
 from features.store import load_features
+from features.tables import texts_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CAPTIONS = ["一只猫 🐈", "Two dogs.", "A plate of food.", "Late evening ✨ #sun", "A train.", "Kites at the beach."]
@@ -200,7 +200,7 @@ def test_user_mistakes_end_in_one_line_and_leave_nothing(world, capsys):
         (["numbers.csv"], "row 0 has a caption that is a int (5)"),
         (["broken.parquet"], "broken.parquet cannot be read as a data set"),
         (["empty.csv"], "empty.csv"),
-        (["addresses.csv"], "an address, https://example.org/a.jpg, not a picture: --streaming fetches it"),
+        (["addresses.csv"], "an address, https://example.org/a.jpg, not a picture: --streaming downloads it"),
         (["data/weights/ViT-B-32.pt"], "is not a file of a data set; expected .parquet"),
         (["data/weights"], "cannot be read as a data set"),
         (["saved", "--split", "test", "--max_rows", "1", "--val_share", "0.5"], "1 image(s) with a caption cannot be split in two"),

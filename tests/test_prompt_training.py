@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import tiny
 import train
-from features.prompts import tokenize_prompted
 from features.store import load_features
+from features.tokens import tokenize_prompted
 from interrupted import dies_at_save
 from models.captioner import ClipCaptionModel, fill_prompt
 from models.checkpoints import load_checkpoint

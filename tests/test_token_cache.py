@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tiny
-from features import token_cache
+from features import tokens as token_cache
 from features.packing import tokenize_captions
 
 TEXTS = [*tiny.CAPTIONS, "", "Ein Hund 🐕 läuft.", "  spaces  "]

@@ -119,8 +119,7 @@ def tokenize_data(features, model, options, say, path, base_captions=None):
         UserError: the prompt leaves no room, or tokenizer and language model do not belong together.
     """
     from features.packing import cut_captions, published_length
-    from features.prompts import tokenize_prompted
-    from features.token_cache import tokenize_with_cache
+    from features.tokens import tokenize_prompted, tokenize_with_cache
     from models.captioner import fill_prompt, position_count
 
     tokenizer = model.tokenizer
