@@ -150,7 +150,8 @@ def test_tables_are_read_in_the_usual_encodings(encoding, workdir, capsys):
 
 @pytest.mark.parametrize("cell, expected", [
     ('["a", "b"]', ["a", "b"]), ("['a', \"it's\"]", ["a", "it's"]), ("[laughs] He speaks.", ["[laughs] He speaks."]),
-    ("[1, 2]", ["[1, 2]"]), ("[applause]", ["[applause]"]), (["a", ["b"]], ValueError), ({"raw": {"raw": "x"}}, ValueError), (7, ValueError), (None, []),
+    ("[1, 2]", ["[1, 2]"]), ("[applause]", ["[applause]"]),
+    (["a", ["b"]], ValueError), ({"raw": {"raw": "x"}}, ValueError), (7, ValueError), (None, []),
     ("[" * 60_000 + "]" * 100, ["[" * 60_000 + "]" * 100]),
 ])  # fmt: skip
 def test_a_list_written_into_a_cell_is_a_list_of_captions(cell, expected):
