@@ -3,6 +3,7 @@
 import csv
 import json
 
+import helpers
 import pytest
 import torch
 from PIL import Image
@@ -39,12 +40,7 @@ def here(trained, monkeypatch):
 
 def run(*words, code=0):
     words = ["--device", "cpu", "--entry_length", "8", *map(str, words)]
-    if code:
-        with pytest.raises(SystemExit) as end:
-            predict.main(words)
-        assert end.value.code == code
-    else:
-        assert predict.main(words) == 0
+    helpers.call(predict.main, words, code)
 
 
 TUNED, FROZEN = "out/tuned-002.pt", "out/frozen-002.pt"
