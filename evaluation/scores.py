@@ -137,7 +137,7 @@ def upload_rows(predictions, keys):
 
     Args:
         predictions: dict of key to Prediction.
-        keys: the images in their order.
+        keys: the references' keys in their order.
 
     Returns:
         List of {"image_id": int, "caption": str}.
@@ -147,11 +147,10 @@ def upload_rows(predictions, keys):
     """
     rows, odd = [], []
     for key in keys:
-        prediction = predictions[key]
-        if not str(prediction.image_id).isdigit():
-            odd.append(prediction.image_id)
+        if not key.isdecimal() or len(key) > 18:
+            odd.append(key)
             continue
-        rows.append({"image_id": int(prediction.image_id), "caption": prediction.captions[0]})
+        rows.append({"image_id": int(key), "caption": predictions[key].captions[0]})
     if odd:
         raise UserError(f"{len(odd):,} image ids are not nocaps' numbers: {list_some(odd)}. Give predictions with the ids of nocaps' JSON.")
     return rows
@@ -160,7 +159,8 @@ def upload_rows(predictions, keys):
 def write_json(path, content, indent=None):
     """Write plain values as JSON, whole or not at all."""
     with replace_file(path) as temporary:
-        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
+        # A lone surrogate, which UTF-8 lacks, becomes the escape that JSON has for it.
+        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def describe_origin(script, arguments, seed, files):

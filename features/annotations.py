@@ -61,11 +61,11 @@ def read_json_annotations(path, missing=MISSING):
     if isinstance(images, list) and images and not content.get("annotations"):
         raise UserError(f"{path} lists {len(images)} images and no caption. Caption the pictures themselves with predict.py.")
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        return _from_coco(check_structure(_schemas()["coco"], content, path, COCO_FORM), path)
+        return _from_coco(check_structure(_schemas()["coco"], content, path, COCO_FORM))
     if isinstance(content, list) and content and isinstance(content[0], dict) and any(key in content[0] for key in NAME_KEYS):
         return _from_list(check_structure(_schemas()["list"], content, path, LIST_FORM), path)
     if isinstance(content, list):
-        return _from_coco({"annotations": check_structure(_schemas()["captions"], content, path, COCO_FORM)}, path)
+        return _from_coco({"annotations": check_structure(_schemas()["captions"], content, path, COCO_FORM)})
     keys = f" with {', '.join(list(content)[:5])[:200] or 'nothing in it'}" if isinstance(content, dict) else ""
     raise UserError(f"{path} holds a {type(content).__name__}{keys}; expected {COCO_FORM}, or {KARPATHY_FORM}. Give another file.")
 
@@ -146,19 +146,17 @@ def _from_karpathy(content):
     return Annotations("karpathy", images)
 
 
-def _from_coco(content, path):
+def _from_coco(content):
     """COCO's form, nocaps' and VizWiz's; captions that VizWiz marks as rejected or precanned are left out."""
     pictures = {str(picture["id"]): picture for picture in content.get("images", ())}
     images, left_out = {}, {}
-    for number, entry in enumerate(content["annotations"]):
+    for entry in content["annotations"]:
         reason = "rejected" if entry.get("is_rejected") else "precanned" if entry.get("is_precanned") else None
         if reason:
             left_out[f"{reason} captions"] = left_out.get(f"{reason} captions", 0) + 1
             continue
         key = str(entry["image_id"])
         picture = pictures.get(key, {})
-        if not picture and not key.isdecimal() and not COCO_ID.fullmatch(key):
-            raise UserError(f"{path} has the image_id {key[:80]!r} in annotation {number}, neither a COCO number nor listed in images.")
         row = {name: entry[name] for name in ("caption", "id") if entry.get(name) is not None}
         row |= {"domain": picture["domain"]} if picture.get("domain") else {}
         image_id = int(key.removeprefix("coco_")) if key.startswith("coco_") and not picture else entry["image_id"]
