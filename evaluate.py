@@ -16,7 +16,7 @@ from common import Parser, one_line_errors
 from evaluation.metrics import HISTOGRAMS, METRICS, usable_metrics
 from evaluation.references import pair_up, read_predictions
 from evaluation.scores import describe_origin, print_comparison, print_scores, upload_rows, write_json, write_scores
-from evaluation.scoring import check_same_images, prepare_truth, score_system
+from evaluation.scoring import check_same_images, describe_oddities, prepare_truth, score_system
 from evaluation.statistics import compare
 from evaluation.tokens import tokenize
 from evaluation.truth import decode_pictures, embed_for_clipscore, find_rows, load_pictures, load_tower, load_truth
@@ -169,6 +169,8 @@ def main(argv=None):
 
     about = {"predictions": sources[0], "references": options.references or options.data, "split": references.split_of(keys)}
     about |= {**truth.describe(), "images_with_references": len(references.captions)}
+    notes = [line for one in scored for line in describe_oddities(one)]
+    about |= {"notes": notes} if notes else {}
     written = [path for path in (options.out, options.plot, options.upload) if path]
     if options.out:
         write_scores(options.out, about, scored, keys, references, describe_run(options, argv), comparison, options.histogram)

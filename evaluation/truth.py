@@ -6,6 +6,7 @@ from pathlib import Path
 from common import UserError
 from evaluation.references import Prediction, References, list_some, match_references, name_domain, read_references
 from features.image_ids import id_key
+from features.records import HALF_PAIR
 from prediction.captions import caption_all
 from prediction.inputs import plain_id
 
@@ -31,7 +32,7 @@ def load_pictures(path):
     for caption in features.captions:
         image_id = plain_id(caption["image_id"])
         key = id_key(image_id)
-        references.captions.setdefault(key, []).append(caption["caption"])
+        references.captions.setdefault(key, []).append(HALF_PAIR.sub("\ufffd", caption["caption"]))
         ids.setdefault(key, image_id)
         rows.setdefault(key, caption["clip_embedding"])
         if isinstance(caption.get("file_name"), str):

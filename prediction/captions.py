@@ -2,8 +2,9 @@
 
 import csv
 import json
+import math
 
-from common import replace_file, utf8_text
+from common import UserError, replace_file, utf8_text
 
 RERANK_BLOCK = 4096  # embeddings projected together
 SUFFIXES = (".csv", ".jsonl", ".json")  # of write_captions
@@ -78,6 +79,9 @@ def caption_all(model, embeddings, options, num_captions=None, return_ended=Fals
 
     Returns:
         List of N lists of (text, score), best first; with return_ended, (text, score, ended).
+
+    Raises:
+        UserError: a score is not a finite number.
     """
     from tqdm import tqdm
 
@@ -102,6 +106,10 @@ def caption_all(model, embeddings, options, num_captions=None, return_ended=Fals
             text_prompt=options.text_prompt,
             return_ended=return_ended,
         )
+        broken = next((one[1] for of_image in captions[start:] for one in of_image if not math.isfinite(one[1])), None)
+        if broken is not None:
+            advice = "Give a --temperature and a --length_penalty nearer to 1, or --mixed_precision no."
+            raise UserError(f"captions have the score {broken}; expected a finite number. {advice}")
     return captions
 
 

@@ -4,7 +4,10 @@ import copy
 import csv
 import io
 import json
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -69,6 +72,64 @@ def test_long_fields_foreign_encodings_and_half_emoji_are_read(capsys, workdir):
         assert outcome(capsys, "--predictions", name, "--references", "captions_val2017.json") is None
     assert "1 captions hold half of a surrogate pair" in capsys.readouterr().err
     assert read(workdir / "scores.predictions.json")[0]["caption"] == "A cat \ufffd."
+
+
+def test_degenerate_scores_are_zero_null_or_refused_and_said_so(capsys, workdir, monkeypatch):
+    write("one.json", [{"image_id": 3, "caption": "A cat on a computer."}])
+    words = ["--metrics", "cider", "rouge", "--bootstrap", "20", "--out", "scores.json"]
+    evaluate.main(["--predictions", "one.json", "--references", "captions_val2017.json", *words])
+    found, printed = read(workdir / "scores.json"), capsys.readouterr().out
+    assert found["scores"] == {"ROUGE-L": 1, "CIDEr": 0} and "CIDEr of a single image is 0 by definition" in found["notes"][0]
+    assert found["notes"][0] in printed
+    write("empty.json", [{"image_id": key, "caption": text} for key, text in zip((1, 2, 3, 4), ("", " ", "...", "!"))])
+    evaluate.main(["--predictions", "empty.json", "--references", "captions_val2017.json", *words])
+    assert read(workdir / "scores.json")["notes"] == ["no caption of empty.json holds a word"]
+    write("wordless.json", {"annotations": [{"image_id": key, "caption": text} for key, text in ((3, ""), (3, "..."))]})
+    said = refuse(capsys, "--predictions", "one.json", "--references", "wordless.json", *words)
+    assert "none of the references of 1 images holds a word" in said
+
+    from evaluation import metrics, statistics
+
+    def broken(captions, _):
+        return {"Broken": statistics.mean_metric([float("nan")] * len(captions.words))}
+
+    monkeypatch.setitem(metrics.METRICS, "broken", metrics.MetricEntry("not a number", ("Broken",), broken))
+    words = ["--metrics", "broken", "rouge", "--bootstrap", "20", "--out", "scores.json"]
+    evaluate.main(["--predictions", "empty.json", "predictions.json", "--references", "captions_val2017.json", *words])
+    text = (workdir / "scores.json").read_text() + (workdir / "scores.predictions.json").read_text()
+    found = read(workdir / "scores.json")
+    assert "NaN" not in text and found["scores"]["Broken"] is None and list(found["comparison"]) == ["ROUGE-L"]
+    assert "Broken of empty.json is not a number, and null in the file" in found["notes"]
+
+
+def test_cider_of_references_without_a_word_is_zero():
+    from evaluation.metrics import score_cider
+
+    assert score_cider(["a b", ""], [["", ""], [""]]).per_image.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_a_terminal_of_any_encoding_gets_the_same_files(workdir, root, encoding):
+    names = ["caf\xe9.jpg", "\u96e8\U0001f600.jpg"]
+    write("r.json", [{"image": name, "caption": f"{name} \u2192 \u2026"} for name in names])
+    write("p\xe9.json", [{"image_id": name, "caption": f"\u2192 \u2026 {name}"} for name in names])
+    words = ["--predictions", "p\xe9.json", "--references", "r.json", "--metrics", "rouge", "--bootstrap", "0", "--out"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PATH": "/nowhere"}
+    done = subprocess.run([sys.executable, root / "evaluate.py", *words, f"{encoding}.json"], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"evaluate.py" not in done.stderr and f"wrote {encoding}.json".encode() in done.stdout
+    rows = read(workdir / f"{encoding}.predictions.json")
+    assert [row["image_id"] for row in rows] == names and rows[0]["caption"] == f"\u2192 \u2026 {names[0]}"
+
+
+def test_files_are_written_before_anything_is_printed(workdir, monkeypatch):
+    def full(_):
+        raise OSError("no space left on the terminal")
+
+    monkeypatch.setattr(sys.stdout, "write", full)
+    with pytest.raises(SystemExit):
+        evaluate.main(["--predictions", "predictions.json", "--references", "captions_val2017.json", *WORDS])
+    assert read(workdir / "scores.json")["images"] == 4
 
 
 def places(content):
