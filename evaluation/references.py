@@ -17,6 +17,7 @@ from features.image_ids import id_key, match_ids, without_suffix
 from features.records import HALF_PAIR
 from features.schema import check_structure
 from features.tables import plain_name, read_csv, read_jsonl, read_text
+from prediction.inputs import plain_id
 
 DOMAINS = {"in": "in-domain", "near": "near-domain", "out": "out-of-domain"}
 SPLITS = re.compile(r"train|validation|val|test|development|evaluation")
@@ -119,6 +120,7 @@ def read_predictions(path):
         raise UserError(f"{path} holds captions of {len(checkpoints)} checkpoints; expected one. Write one file per checkpoint.")
     ranks, twice, broken = {}, set(), 0
     for row in rows:
+        row["image_id"] = plain_id(row["image_id"])
         key, rank = id_key(row["image_id"]), row.get("rank", 1)
         row["caption"], found = HALF_PAIR.subn("\ufffd", row["caption"])
         broken += bool(found)

@@ -11,6 +11,7 @@ from common import UserError
 from features.audio import is_sound
 from features.finder import walk
 from features.image_ids import PICTURE_SUFFIXES, SOUND_SUFFIXES, name_images, printable_name
+from features.records import HALF_PAIR
 
 ADDRESS = re.compile(r"(https?|ftp|s3|gs):/{1,2}", re.IGNORECASE)  # a Path has turned // into /
 WORTH_WORKERS = 128  # files; fewer are read before worker processes have started
@@ -29,12 +30,12 @@ class Inputs:
 
 
 def plain_id(image_id):
-    """Return an image_id as int or str, whatever a feature file holds: a number of numpy or torch as the number it is."""
+    """Return an image_id as int, or as str that UTF-8 can hold, whatever a file holds: numbers of numpy and torch as what they are."""
     if hasattr(image_id, "tolist"):
         image_id = image_id.tolist()
     if isinstance(image_id, list) and len(image_id) == 1:
         image_id = image_id[0]
-    return image_id if type(image_id) in (int, str) else str(image_id)
+    return image_id if type(image_id) is int else HALF_PAIR.sub("\ufffd", str(image_id))
 
 
 def refuse_addresses(*names):
