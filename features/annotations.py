@@ -5,6 +5,7 @@ pictures, as LAVIS, BLIP and ALBEF write them; Karpathy's (images with split and
 """
 
 import functools
+import gc
 import json
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from common import UserError
 from features.annotated import Annotated, Annotations
 from features.annotation_tables import read_annotation_table
-from features.image_ids import COCO_ID, name_images
+from features.image_ids import COCO_ID, id_key, name_images
 from features.records import HALF_PAIR
 from features.schema import check_structure
 
@@ -39,7 +40,12 @@ def read_annotations(path, missing=MISSING):
     """
     path = Path(path)
     if path.suffix.lower() == ".json" or _starts_as_json(path):
-        return read_json_annotations(path, missing)
+        collects = gc.isenabled()
+        gc.disable()  # collecting garbage among millions of new objects, of which none is garbage, takes half of the time
+        try:
+            return read_json_annotations(path, missing)
+        finally:
+            gc.enable() if collects else None
     return read_annotation_table(path, missing)
 
 
@@ -76,9 +82,13 @@ def _read_json(path, missing):
     data = path.read_bytes()
     try:
         content = json.loads(data)
-        return _replace_half_pairs(content, path) if HALF_ESCAPES.search(data) else content
+        return _replace_half_pairs(content, path) if _may_hold_half_pairs(data) else content
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({str(error)[:200]}); expected {COCO_FORM}. Download it again.") from error
+
+
+def _may_hold_half_pairs(data):
+    return (b"\\u" in data or b"\xed" in data) and HALF_ESCAPES.search(data) is not None  # finding a text is faster than a pattern
 
 
 def _replace_half_pairs(content, path):
@@ -151,18 +161,32 @@ def _from_coco(content):
     pictures = {str(picture["id"]): picture for picture in content.get("images", ())}
     images, left_out = {}, {}
     for entry in content["annotations"]:
-        reason = "rejected" if entry.get("is_rejected") else "precanned" if entry.get("is_precanned") else None
-        if reason:
-            left_out[f"{reason} captions"] = left_out.get(f"{reason} captions", 0) + 1
+        if entry.get("is_rejected") or entry.get("is_precanned"):
+            reason = "rejected captions" if entry.get("is_rejected") else "precanned captions"
+            left_out[reason] = left_out.get(reason, 0) + 1
             continue
         key = str(entry["image_id"])
-        picture = pictures.get(key, {})
-        row = {name: entry[name] for name in ("caption", "id") if entry.get(name) is not None}
-        row |= {"domain": picture["domain"]} if picture.get("domain") else {}
-        image_id = int(key.removeprefix("coco_")) if key.startswith("coco_") and not picture else entry["image_id"]
-        images.setdefault(key, Annotated(image_id, picture.get("file_name"), [])).captions.append(row)
+        image = images.get(key)
+        if image is None:
+            image = images[key] = _new_image(entry["image_id"], pictures.get(key))
+        row = {"caption": entry["caption"]}
+        if entry.get("id") is not None:
+            row["id"] = entry["id"]
+        image.captions.append(row)
+    for key, image in images.items():
+        domain = pictures.get(key, {}).get("domain")
+        if domain:
+            image.captions[:] = [{**row, "domain": domain} for row in image.captions]
     is_nocaps = any("open_images_id" in picture for picture in pictures.values())
     return Annotations("nocaps" if is_nocaps else "coco", list(images.values()), left_out)
+
+
+def _new_image(image_id, picture):
+    """Make an Annotated without captions."""
+    if picture is None and str(image_id).startswith("coco_"):
+        image_id = id_key(image_id)  # LAVIS's coco_391895
+        return Annotated(int(image_id) if image_id.isdecimal() else image_id, None, [])
+    return Annotated(image_id, picture and picture.get("file_name"), [])
 
 
 def _from_list(entries, path):

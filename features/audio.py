@@ -1,12 +1,12 @@
-"""Sounds → what an encoder takes: log-mel windows as grey pictures, the published picture, or stretches of the waveform.
+"""From sounds to what an encoder takes: log-mel windows as grey pictures, the published picture, or stretches of the waveform.
 
     encoder = sound_encoder(load_encoder("ViT-B/32"))                       log-mel windows, the default of a picture encoder
     encoder = sound_encoder(load_encoder("ViT-B/32"), "published")          the published picture, bit for bit
     encoder = sound_encoder(load_encoder("clap:data/weights/clap"))         windows of the waveform, the default of a sound encoder
 
 The result goes to features.extract.extract in place of an encoder: a clip's embedding is the mean over its windows. The encoder is
-handed in; nothing here knows its kind but by `modality`. Letters: N samples, T columns (frames) of a spectrogram, W windows of a clip,
-B windows encoded together, D width of an embedding.
+passed in; nothing here knows its kind except by `modality`. Letters: N samples, T columns (frames) of a spectrogram, W windows of a
+clip, B windows encoded together, D width of an embedding.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ SAMPLE_RATE = 44_100  # Hz; this and the next five as the published Clotho recip
 MEL = {"n_fft": 2560, "hop_length": 694, "n_mels": 128, "fmin": 20, "fmax": 22_050}  # samples, samples, bands, Hz, Hz
 DECIBELS = 80  # range below the loudest point that a picture shows; power_to_db's own default
 FAINTEST = -100  # dB, what power_to_db makes of digital silence
-WINDOW_COLUMNS, WINDOW_HOP = 128, 64  # 2.0 s a window, half overlapping
+WINDOW_COLUMNS, WINDOW_HOP = 128, 64  # 2.0 s per window, half overlapping
 BLOCK_COLUMNS = 2048  # of a long clip, transformed together: 33 s
 LONGEST = 3600  # seconds; a longer recording is not a clip
 SPECTROGRAMS = ("mel", "published", "waveform")
@@ -37,12 +37,21 @@ class UnreadableSound(ValueError):
 
 
 def read_sound(source, sample_rate=SAMPLE_RATE):
-    """Read a sound: a path, the bytes of a file, or a pair (samples, their rate) → mono float32 [N] at `sample_rate`.
+    """Read a sound.
 
-    samples: [N] or [channels, N] floats. Channels are averaged, rates converted by soxr (librosa's defaults, as published). What
-    libsndfile cannot read (m4a) goes to the system's own decoders, where it has any.
-    Raises UnreadableSound for a missing or empty file, one that is no sound or is damaged, one without samples, one with samples
-    that are no numbers, and one longer than LONGEST.
+    Channels are averaged, rates converted by soxr (librosa's defaults, as published). What libsndfile cannot read (m4a) goes to the
+    system's own decoders, where it has any.
+
+    Args:
+        source: path, the bytes of a file, or a pair of samples ([N] or [channels, N] floats) and their rate.
+        sample_rate: of the result, in Hz.
+
+    Returns:
+        Mono float32 [N].
+
+    Raises:
+        UnreadableSound: the file is missing, empty, damaged, not a sound, longer than LONGEST, or has no samples or samples that are not
+            finite.
     """
     import librosa
 
@@ -53,7 +62,7 @@ def read_sound(source, sample_rate=SAMPLE_RATE):
             samples = librosa.resample(librosa.to_mono(np.asarray(samples, np.float32)), orig_sr=rate, target_sr=sample_rate)
         else:
             samples = _decode(source, sample_rate)
-    except librosa.ParameterError as error:  # what it says of infinities and of what is no number
+    except librosa.ParameterError as error:  # its error for infinities and NaN
         raise UnreadableSound(f"damaged samples: {error}") from error
     if not len(samples):
         raise UnreadableSound("zero length: no samples in it")
@@ -68,7 +77,7 @@ def _check_length(frames, rate):
 
 
 def _decode(source, sample_rate):
-    """A path or the bytes of a file → mono float32 [N]."""
+    """Decode a path or the bytes of a file. Returns mono float32 [N]."""
     import audioread
     import librosa
     import soundfile
@@ -89,7 +98,7 @@ def _decode(source, sample_rate):
             reason = f"a damaged {about.format} file"
             _check_length(about.frames, about.samplerate)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that libsndfile failed is no news yet
+            warnings.simplefilter("ignore")  # other decoders follow where libsndfile fails
             return librosa.load(opened(), sr=sample_rate)[0]
     except (soundfile.SoundFileError, audioread.DecodeError, EOFError, OSError, RuntimeError, MemoryError) as error:
         detail = " ".join(str(error).split())
@@ -100,9 +109,15 @@ def _decode(source, sample_rate):
 
 
 def published_picture(samples):
-    """Mono float32 [N] at SAMPLE_RATE → uint8 [128, T], the published picture: decibels cast to bytes, where negative ones wrap.
+    """Make the published picture: decibels cast to bytes, where negative ones wrap.
 
-    Bit for bit what a cast of float to uint8 gave where it was published; by way of int64, so that every machine gives it.
+    The cast goes by way of int64, so that every machine gives the bytes that a cast of float to uint8 gave the authors.
+
+    Args:
+        samples: mono float32 [N] at SAMPLE_RATE.
+
+    Returns:
+        uint8 [128, T].
     """
     import librosa
 
@@ -113,16 +128,21 @@ def published_picture(samples):
 
 
 def log_mel_picture(samples):
-    """Mono float32 [N] at SAMPLE_RATE → uint8 [128, T]: decibels, DECIBELS below the loudest point is 0 and that point 255.
+    """Make a log-mel picture: 255 is the loudest point, 0 is DECIBELS below it. Digital silence is all 0.
 
-    T = 1 + N // 694; lowest band first, as published. Digital silence is all 0. A long clip is transformed in blocks: ten
-    minutes take some 300 MB and not three times that.
+    A long clip is transformed in blocks, so that ten minutes take some 300 MB and not three times that.
+
+    Args:
+        samples: mono float32 [N] at SAMPLE_RATE.
+
+    Returns:
+        uint8 [128, T] with T = 1 + N // 694; lowest band first, as published.
     """
     import librosa
 
     hop, half = MEL["hop_length"], MEL["n_fft"] // 2
     columns = 1 + len(samples) // hop
-    padded = np.pad(samples, half)  # zeros before and behind, so that column t is about sample t * hop
+    padded = np.pad(samples, half)  # zeros on both sides, so that column t is about sample t * hop
     power = np.empty((MEL["n_mels"], columns), np.float32)
     for start in range(0, columns, BLOCK_COLUMNS):
         end = min(start + BLOCK_COLUMNS, columns)
@@ -136,14 +156,14 @@ def log_mel_picture(samples):
 
 
 def window_starts(length, size, hop):
-    """Where windows of `size` begin that cover `length` ≥ 1 places: every `hop`, the last one right-aligned. One if all fits into it."""
+    """Return where windows of `size` start that cover `length` >= 1 places: every `hop`, the last one right-aligned."""
     if length <= size:
         return [0]
     return [*range(0, length - size, hop), length - size]
 
 
 def cut_windows(picture):
-    """uint8 [128, T] → uint8 [W, 128, WINDOW_COLUMNS]: every column is in one window at least; a short clip is padded with 0, the floor."""
+    """Cut uint8 [128, T] into windows that cover it; a short clip is padded with 0. Returns uint8 [W, 128, WINDOW_COLUMNS]."""
     columns = picture.shape[1]
     picture = np.pad(picture, ((0, 0), (0, max(0, WINDOW_COLUMNS - columns))))
     starts = window_starts(columns, WINDOW_COLUMNS, WINDOW_HOP)
@@ -151,7 +171,7 @@ def cut_windows(picture):
 
 
 def spectrogram_picture(source, height=256, widest=4.0):
-    """A sound → its log-mel spectrogram as a PIL picture for people: low tones below, `height` pixels, at most `widest` times as wide."""
+    """Draw a sound's log-mel spectrogram for people: a PIL picture, low tones below, `height` pixels, at most `widest` times as wide."""
     from PIL import Image
 
     picture = Image.fromarray(np.ascontiguousarray(log_mel_picture(read_sound(source))[::-1]))
@@ -175,7 +195,7 @@ class _Views:
             self.size = round(preprocessing["window_seconds"] * self.rate)
 
     def __call__(self, source):
-        """→ [W, …] tensor; bytes for log-mel windows, which the encoder turns into its own pictures a few at a time."""
+        """Return a [W, ...] tensor; uint8 for log-mel windows, which the encoder turns into its own pictures a few at a time."""
         import torch
         from PIL import Image
 
@@ -191,7 +211,8 @@ class _Views:
 class SoundEncoder:
     """An encoder for sounds, made of one for pictures or for waveforms; features.extract takes it as any other.
 
-    audio: what sound_encoder needs to make its like, and what it does, in words and numbers, for the feature file.
+    Attributes:
+        audio: what sound_encoder needs to make the same again, as plain values for the feature file.
     """
 
     many_views = True  # `preprocess` gives several views of a record; its embedding is the mean over them, unless they are kept apart
@@ -217,7 +238,7 @@ class SoundEncoder:
         return self.encoder.module
 
     def encode(self, views):
-        """views: [B, …] of `preprocess` → [B, D] float32 on the encoder's device."""
+        """Encode views [B, ...] of `preprocess`. Returns [B, D] float32 on the encoder's device."""
         import torch
         from PIL import Image
 
@@ -226,19 +247,26 @@ class SoundEncoder:
         return self.encoder.encode(views)
 
     def digest(self):
-        """A short name for the weights and what is done to a sound before them, 16 hexadecimal digits."""
+        """Return a short name for the weights and what is done to a sound before them, 16 hexadecimal digits."""
         content = self.encoder.digest() + json.dumps(self.audio, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def sound_encoder(encoder, spectrogram=None, pooling="pooled"):
-    """Make an encoder for sounds of what load_encoder gives.
+    """Make an encoder for sounds of another encoder.
 
-    spectrogram: "mel", windows of a log-mel spectrogram as grey pictures; "published", the published picture; "waveform", windows of
-    the waveform, half overlapping and the last one right-aligned, of the length the encoder takes (a shorter clip goes to it whole,
-    and its own preprocessing pads it); None: waveform for an encoder of sounds, mel for one of pictures.
-    pooling: "pooled" for the mean over a clip's windows, "none" to keep them apart (features.loading.encode_views).
-    Raises UserError where the encoder does not take that.
+    Args:
+        encoder: what load_encoder returns.
+        spectrogram: "mel" for windows of a log-mel spectrogram as grey pictures; "published" for the published picture; "waveform" for
+            windows of the waveform, half overlapping and the last one right-aligned, of the length the encoder takes (it pads a shorter
+            clip itself). None: waveform for an encoder of sounds, mel for one of pictures.
+        pooling: "pooled" for the mean over a clip's windows, "none" to keep them apart (features.loading.encode_views).
+
+    Returns:
+        SoundEncoder.
+
+    Raises:
+        UserError: the encoder does not take that.
     """
     hears = encoder.modality == "audio"
     spectrogram = spectrogram or ("waveform" if hears else "mel")
@@ -246,10 +274,10 @@ def sound_encoder(encoder, spectrogram=None, pooling="pooled"):
         raise UserError(f"no spectrogram {spectrogram}; known are {', '.join(SPECTROGRAMS)}.")
     if hears != (spectrogram == "waveform"):
         takes, fits = ("sounds", "waveform") if hears else ("pictures", "mel or published")
-        raise UserError(f"{encoder.name} takes {takes}: --spectrogram {spectrogram} is not for it. Take {fits}, or another encoder.")
+        raise UserError(f"{encoder.name} takes {takes}: --spectrogram {spectrogram} is not for it. Use {fits}, or another encoder.")
     return SoundEncoder(encoder, spectrogram, pooling)
 
 
 def is_sound(path):
-    """Whether a file is named as a sound is."""
+    """Whether a file is named like a sound."""
     return Path(path).suffix.lower() in SOUND_SUFFIXES

@@ -139,9 +139,9 @@ class Features:
         return (caption["image_id"] for caption in self.captions) if isinstance(self.captions, list) else self.captions.image_ids()
 
     def digest(self):
-        """A short name for the content: SHA-256 over all embeddings, rows and texts, 16 hexadecimal digits.
+        """Return a short name for the content: SHA-256 over all embeddings, rows and texts, 16 hexadecimal digits.
 
-        A directory is read once from end to end for it; its digest is another than that of a .pkl with the same content.
+        This reads a directory once from end to end. Its digest differs from that of a .pkl with the same content.
         """
         if isinstance(self.clip_embedding, MappedEmbeddings):
             digest = hashlib.sha256(self.clip_embedding.digest())
@@ -154,9 +154,9 @@ class Features:
 
 
 def group_by_image(features):
-    """Let captions of the same image share one row, as packing wants, where a published file has a row a caption → Features.
+    """Let captions of the same image share one row, as packing needs, where a published file has a row per caption.
 
-    Rows are joined only where image_id is the same and the embeddings are equal bit for bit.
+    Rows are joined only where image_id is the same and the embeddings are equal bit for bit. Returns Features.
     """
     rows = features.caption_rows
     if len(np.unique(rows)) < len(rows):
@@ -215,7 +215,7 @@ def join_features(several, names):
 
 
 def drop_empty_captions(features):
-    """Leave out captions that are empty or blank → Features, how many were left out."""
+    """Leave out captions that are empty or blank. Returns Features, and how many were left out."""
     kept = np.flatnonzero(np.fromiter((bool(text.strip()) for text in features.texts), bool, len(features.captions)))
     dropped = len(features.captions) - len(kept)
     if not dropped:

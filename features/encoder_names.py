@@ -17,7 +17,7 @@ ENCODERS_IN_FILE_NAMES = (
 def file_stem(name):
     """Turn an encoder's name into a part of a file name.
 
-    As published: "ViT-B/32" → "ViT-B_32"; "hf:openai/clip" → "hf_openai_clip"; a path, also behind a family's name, → its stem.
+    As published, "ViT-B/32" becomes "ViT-B_32", "hf:openai/clip" "hf_openai_clip"; a path, also after a family's name, becomes its stem.
     """
 
     def stem(path):

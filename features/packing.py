@@ -1,8 +1,8 @@
-"""Captions tokenised once, drawn into batches, and packed around the prefix they share.
+"""Captions are tokenized once, drawn into batches, and packed around the prefix they share.
 
-A row of a packed batch is made of blocks, one an image: P prefix slots, the tokens of the image's prompt if there is one, then the
-image's captions one after the other. A caption attends to prefix, prompt and itself; its positions start where they end. The last
-token of a caption is predicted, never read, and has no slot. Loss and gradients equal those of one padded row per caption.
+A row of a packed batch is made of blocks, one per image: P prefix slots, the tokens of the image's prompt if there is one, then the
+image's captions. A caption attends to prefix, prompt and itself; its positions start where these end. The last token of a caption is
+predicted and never read, so it has no slot. Loss and gradients equal those of one padded row per caption.
 
 C captions, N images, P prefix_length; R rows of L slots, I images and T predicted tokens in a batch.
 """
@@ -15,7 +15,7 @@ import itertools
 import numpy as np
 
 SAMPLINGS = ("images", "captions")
-BLOCKS_A_ROW = (1, 2, 3, 4, 5, 6, 8, 10)  # tried for every batch; what leaves the least padding is taken
+BLOCKS_A_ROW = (1, 2, 3, 4, 5, 6, 8, 10)  # tried for every batch; the one that costs least is used
 # In a GPT-2 layer of width E, attention over a row of L slots costs L / 6E of what the matrix products cost: here for E = 768.
 ATTENTION_SLOTS = 6 * 768
 SLOTS_TOGETHER = 16
@@ -24,12 +24,19 @@ TOKENIZED_TOGETHER = 10_000  # captions
 
 @dataclasses.dataclass
 class Tokens:
-    """All captions of a data set as one flat array: caption c is ids[offsets[c] : offsets[c + 1]]."""
+    """All captions of a data set as one flat array: caption c is ids[offsets[c] : offsets[c + 1]].
 
-    ids: np.ndarray  # int32, flat
-    offsets: np.ndarray  # int64 [C + 1]
-    cut: int = 0  # how many captions were longer than allowed and lost their end
-    skip: np.ndarray | None = None  # int64 [C], tokens at a caption's head that are read and never predicted; None: none
+    Attributes:
+        ids: int32, flat.
+        offsets: int64 [C + 1].
+        cut: how many captions were longer than allowed and lost their end.
+        skip: int64 [C], tokens at the start of a caption that are read and never predicted; None for none.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    cut: int = 0
+    skip: np.ndarray | None = None
 
     def __len__(self):
         return len(self.offsets) - 1
@@ -49,13 +56,20 @@ class Tokens:
 
 
 def tokenize_captions(texts, tokenizer, end_token_id=None, max_tokens=None):
-    """Tokenise captions into one flat array, each ended by `end_token_id` when one is given.
+    """Tokenize captions into one flat array.
 
-    max_tokens: longest caption kept whole, the end token included; a longer one loses its end (but not its end token) and is counted.
+    Args:
+        texts: sequence of str.
+        tokenizer: of transformers.
+        end_token_id: token that ends each caption, or None.
+        max_tokens: longest caption kept whole, the end token included; a longer one loses its end (but not its end token) and is counted.
+
+    Returns:
+        Tokens.
     """
     end = [] if end_token_id is None else [end_token_id]
     flat, lengths = [], []
-    # In blocks: lists of Python numbers take thirty times the room of the array.
+    # In blocks: lists of Python numbers take thirty times the memory of the array.
     for start in range(0, len(texts), TOKENIZED_TOGETHER):
         encoded = [ids + end for ids in _encode(list(texts[start : start + TOKENIZED_TOGETHER]), tokenizer)]
         lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
@@ -67,7 +81,7 @@ def tokenize_captions(texts, tokenizer, end_token_id=None, max_tokens=None):
 
 
 def shorten_captions(tokens, max_tokens, end_token_id=None):
-    """Have no caption longer than `max_tokens` (None: any length); one that was keeps the end token, where there is one, at its new end."""
+    """Cut captions to `max_tokens` (None: any length); a caption that is cut keeps the end token, where there is one, at its new end."""
     if max_tokens is None or not (tokens.lengths > max_tokens).any():
         return tokens
     shortened = cut_captions(tokens, max_tokens)
@@ -94,13 +108,13 @@ def _encode(texts, tokenizer):
 
 
 def published_length(lengths):
-    """The length to which the published code cuts every caption: min(mean + 10 standard deviations, longest), in tokens."""
+    """Return the length to which the published code cuts every caption: min(mean + 10 standard deviations, longest), in tokens."""
     deviation = lengths.std(ddof=1) if len(lengths) > 1 else 0.0
     return min(int(lengths.mean() + 10 * deviation), int(lengths.max()))
 
 
 def cut_captions(tokens, max_tokens):
-    """Cut every caption after `max_tokens` tokens → Tokens."""
+    """Cut every caption after `max_tokens` tokens. Returns Tokens."""
     lengths = np.minimum(tokens.lengths, max_tokens)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     cut = tokens.cut + int((tokens.lengths > max_tokens).sum())
@@ -109,11 +123,18 @@ def cut_captions(tokens, max_tokens):
 
 
 def plan_epoch(caption_rows, bs, sampling="images", seed=0, epoch=0, drop_last=False):
-    """Draw the batches of one epoch → list of int64 arrays of caption numbers, `bs` captions each (the last one maybe fewer).
+    """Draw the batches of one epoch. The result depends on seed and epoch alone.
 
-    caption_rows: int [C], the image row of each caption.
-    sampling: "captions" shuffles captions one by one, as published; "images" shuffles images and keeps an image's captions
-    together (an image is split only where a batch ends). The draw depends on seed and epoch alone.
+    Args:
+        caption_rows: int [C], the image row of each caption.
+        bs: captions per batch.
+        sampling: "captions" shuffles captions one by one, as published; "images" shuffles images and keeps an image's captions together (an
+            image is split only where a batch ends).
+        seed, epoch: of the draw.
+        drop_last: leave out a last batch with fewer captions.
+
+    Returns:
+        List of int64 arrays of caption numbers.
     """
     caption_rows = np.asarray(caption_rows)
     draw = np.random.default_rng([seed, epoch])
@@ -132,25 +153,38 @@ def plan_epoch(caption_rows, bs, sampling="images", seed=0, epoch=0, drop_last=F
 
 @dataclasses.dataclass
 class PackedBatch:
-    """One batch, laid out in rows. All tensors but clip_embedding are int64 and come from pack_captions."""
+    """One batch, laid out in rows. All tensors but clip_embedding are int64 and come from pack_captions.
 
-    image_rows: object  # [I] rows of the feature file, one a block
-    input_ids: object  # [R, L]; 0 where there is no token of a prompt or caption
-    position_ids: object  # [R, L]
-    block_ids: object  # [R, L]; 0 is padding, blocks count from 1
-    caption_ids: object  # [R, L]; 0 is prefix and prompt (or padding), captions count from 1
-    prefix_slots: object  # [I · P] slots (r · L + l) that take the prefixes, in the order of image_rows
-    predict_slots: object  # [T] slots whose output predicts
-    labels: object  # [T] the tokens predicted there
-    clip_embedding: object = None  # [I, D] float, filled in by the caller: embeddings[image_rows]
-    packed: bool = True  # False: one caption a row, with a prefix of its own
+    Attributes:
+        image_rows: [I], rows of the feature file, one per block.
+        input_ids: [R, L]; 0 where there is no token of a prompt or caption.
+        position_ids: [R, L].
+        block_ids: [R, L]; 0 is padding, blocks count from 1.
+        caption_ids: [R, L]; 0 is prefix and prompt (or padding), captions count from 1.
+        prefix_slots: [I * P], slots (r * L + l) that take the prefixes, in the order of image_rows.
+        predict_slots: [T], slots whose output predicts.
+        labels: [T], the tokens predicted there.
+        clip_embedding: [I, D] float, filled in by the caller: embeddings[image_rows].
+        packed: whether captions share rows; False gives each a row and a prefix of its own.
+    """
+
+    image_rows: object
+    input_ids: object
+    position_ids: object
+    block_ids: object
+    caption_ids: object
+    prefix_slots: object
+    predict_slots: object
+    labels: object
+    clip_embedding: object = None
+    packed: bool = True
 
     def to(self, device):
-        """The same batch with every tensor on `device`."""
+        """Return the batch with every tensor on `device`."""
         return self._with_every_tensor(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self):
-        """The same batch in memory that a GPU fetches from by itself."""
+        """Return the batch in pinned memory, which a GPU copies from without the processor."""
         return self._with_every_tensor(lambda tensor: tensor.pin_memory())
 
     def _with_every_tensor(self, function):
@@ -161,14 +195,22 @@ def pack_captions(
     caption_numbers, tokens, caption_rows, prefix_length, ignore_index=None, blocks_a_row=BLOCKS_A_ROW, packed=True, prompts=None,
     row_slots=None,
 ):  # fmt: skip
-    """Lay captions out in rows around the prefixes they share → PackedBatch.
+    """Lay captions out in rows around the prefixes they share.
 
-    caption_numbers: int [n]; tokens: Tokens of the whole set; caption_rows: int [C] image row of each caption.
-    ignore_index: a token that is read but never predicted (the published code ignores 0, which is "!").
-    packed: False gives every caption a row and a prefix of its own, for language models that take no mask of packed rows.
-    prompts: Tokens of what stands between prefix and captions, one a row of the features; read, never predicted.
-    row_slots: rows of so many slots, as few as hold the captions, whatever the batch (of twice as many and so on where one image needs
-    more; of one caption a row: of the next multiple of SLOTS_TOGETHER). None: rows as they cost least, of any length.
+    Args:
+        caption_numbers: int [n], the captions of this batch.
+        tokens: Tokens of the whole set.
+        caption_rows: int [C], the image row of each caption.
+        prefix_length: P.
+        ignore_index: a token that is read but never predicted (the published code ignores 0, which is "!").
+        blocks_a_row: images per row to try.
+        packed: False gives every caption a row and a prefix of its own, for language models that take no mask of packed rows.
+        prompts: Tokens of what stands between prefix and captions, one per row of the features; read, never predicted.
+        row_slots: fixed length of a row, whatever the batch. It doubles (and so on) where one image needs more; unpacked rows have the
+            next multiple of SLOTS_TOGETHER. None: the shape that costs least.
+
+    Returns:
+        PackedBatch.
     """
     import torch
 
@@ -231,12 +273,12 @@ def pack_captions(
 
 
 def row_cost(rows, slots):
-    """What a batch of this shape costs, in slots of a short row."""
+    """Return the cost of a batch of this shape, in slots of a short row."""
     return rows * slots * (1 + slots / ATTENTION_SLOTS)
 
 
 def _fill_rows(block_length, rows):
-    """Deal blocks out to `rows` rows, longest first, each to the emptiest row → (row, start) of each block, rows, slots a row."""
+    """Deal blocks out to rows, longest first, each to the emptiest row. Returns row and start of each block, rows, slots per row."""
     row_of_block = np.zeros(len(block_length), np.int64)
     start_of_block = np.zeros(len(block_length), np.int64)
     filled = [(0, row) for row in range(rows)]  # a heap of (slots taken, row)
@@ -248,9 +290,9 @@ def _fill_rows(block_length, rows):
 
 
 def _fill_rows_of(row_slots, block_length, several):
-    """Lay blocks out in rows of a multiple of `row_slots`, longest first, each where the least room is left → as _fill_rows.
+    """Lay blocks out in rows of a multiple of `row_slots`, longest first, each where the least room is left. Returns as _fill_rows.
 
-    several: whether a row may hold more than one.
+    several: whether a row may hold more than one block.
     """
     slots = -(-int(block_length.max()) // row_slots) * row_slots
     if not several:
@@ -271,7 +313,7 @@ def _fill_rows_of(row_slots, block_length, several):
 
 
 def _ranges(starts, lengths):
-    """Concatenate arange(start, start + length) over all pairs → int64, flat."""
+    """Concatenate arange(start, start + length) over all pairs. Returns int64, flat."""
     lengths = np.asarray(lengths, np.int64)
     ends = np.cumsum(lengths)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(np.asarray(starts, np.int64) - (ends - lengths), lengths)

@@ -133,7 +133,8 @@ def _checked(path, embedding, captions, meta, faults):
     if bad is not None and faults is None:  # a check counts such rows itself
         raise UserError(f"{path} holds NaN or infinity in row {bad} of clip_embedding. Encode the images again.")
     if isinstance(captions, list):
-        checked = (_checked_caption(path, number, caption, len(embedding), faults) for number, caption in enumerate(captions))
+        rows = len(embedding)
+        checked = (_checked_caption(path, number, caption, rows, faults) for number, caption in enumerate(captions))
         captions = [caption for caption in checked if caption]
     if not meta.get("encoder"):
         meta = {**meta, "encoder": guess_encoder(path, embedding.shape[-1])}

@@ -223,7 +223,7 @@ def test_sigterm_while_parsing_keeps_the_work_done(pictures):
     wait_for(Path("out.pkl.pieces"))
     process.terminate()
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "are kept in out.pkl.pieces; run again to go on" in err, err
+    assert process.returncode == 130 and "are kept in out.pkl.pieces; run the same command to resume" in err, err
     assert not Path("out.pkl").exists()
 
 
