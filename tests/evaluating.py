@@ -54,7 +54,7 @@ def stand_in_tower(mini_demo, monkeypatch):
     model, _ = clip.load(str(mini_demo / "weights/demo_clip.pt"), device="cpu")
 
     class Tower:
-        name, asked = "ViT-B/32", []
+        name, modality, width, asked = "ViT-B/32", "image", model.text_projection.shape[1], []
 
         def encode_text(self, texts):
             self.asked += texts
