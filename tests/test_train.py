@@ -1,7 +1,12 @@
 """train.py as its users run it: what it writes, how it resumes, what it says, what it refuses."""
 
 import json
+import os
 import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +16,7 @@ import tiny
 import train
 from interrupted import dies_at_save
 from training.optimizer import learning_rate
+from training.run_log import RunLog
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 THINGS = ["dogs", "cats", "cars"] * 4
@@ -81,6 +87,33 @@ def test_a_resumed_run_ends_in_the_same_weights(data, tiny_gpt2, sampling):
     assert_equal_states(state_of("out/whole-002.pt"), state_of("out/halves-002.pt"))
     steps = [json.loads(line)["step"] for line in open("out/halves_metrics.jsonl")]
     assert steps == list(range(1, 16))
+
+
+def test_a_second_run_of_one_name_is_refused_while_the_first_lasts(data, tiny_gpt2, capsys, monkeypatch):
+    """The second one is asked for in the middle of the first, between two of its steps."""
+    count, answers = RunLog.count, []
+
+    def run_another(self, *arguments):
+        count(self, *arguments)
+        if not answers:
+            script = [sys.executable, Path(train.__file__), "--data", "train.pkl", "--out_dir", "./out", "--device", "cpu"]
+            answers.append(subprocess.run(script, capture_output=True, text=True))
+
+    monkeypatch.setattr(RunLog, "count", run_another)
+    run(tiny_gpt2, "--max_steps", 2)
+    (second,) = answers
+    assert second.returncode == 2 and len(second.stderr.splitlines()) == 1
+    assert f"is being written by process {os.getpid()} on {socket.gethostname()}" in second.stderr
+    run(tiny_gpt2, "--max_steps", 2)
+
+
+def test_only_checkpoints_of_this_run_are_removed(data, tiny_gpt2):
+    run(tiny_gpt2, "--epochs", 2)
+    for label in ("-007", "-0099", "-notes", "-2-000"):
+        Path(f"out/coco_prefix{label}.pt").touch()
+    run(tiny_gpt2, "--epochs", 3, "--keep_last", 1)
+    kept = sorted(path.name.removeprefix("coco_prefix") for path in Path("out").glob("*-*.pt"))
+    assert kept == ["-002.pt", "-007.pt", "-0099.pt", "-2-000.pt", "-notes.pt"]
 
 
 @pytest.fixture
@@ -198,11 +231,6 @@ def test_the_schedule_is_the_published_one():
 @pytest.mark.parametrize("more", [[], ["--accumulate", "2", "--clip_grad", "0.5"]])
 def test_two_processes_take_the_steps_of_one(data, tiny_gpt2, more):
     """Dropout off: torchrun with two processes and one process end in the same weights, to rounding."""
-    import os
-    import subprocess
-    import sys
-    from pathlib import Path
-
     root = Path(train.__file__).parent
     words = ["--gpt2_dropout", "0", "--max_steps", "6", *more, "--prefix"]
     run(tiny_gpt2, *words, "one")

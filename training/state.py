@@ -1,5 +1,6 @@
 """Where a run stands: its files of weights, its resume point, the best validation so far, and how it ends."""
 
+import contextlib
 import dataclasses
 import enum
 import math
@@ -7,11 +8,16 @@ import signal
 import threading
 from pathlib import Path
 
-from common import UserError
+from common import UserError, claim_output
 from training.options import NOT_COMPARED
 
 FIELDS = {"weights", "optimizer", "step", "best", "finished", "random", "identity"}  # of every resume point
 LATER_FIELDS = {"interval", "numbered"}  # those written before these were added still load
+
+
+def claim_run(options, writes):
+    """Return a context in which no other run writes files of this name; `writes`: whether this is the process that writes."""
+    return claim_output(Path(options.out_dir) / options.prefix) if writes else contextlib.nullcontext()
 
 
 class Ending(enum.Enum):
