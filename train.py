@@ -20,12 +20,13 @@ from common import one_line_errors
 from training.batches import make_plan, run_batches
 from training.data import load_data, load_validation_data
 from training.device import start_accelerator
+from training.identity import describe_identity
 from training.optimizer import prepare_training, train_step
 from training.options import parse_options
 from training.run_log import RunLog
 from training.setup import build_model, describe_origin, describe_run, prepare_data
 from training.start import choose_start
-from training.state import Checkpoints, Ending, StopRequest, claim_run, describe_identity, find_ending
+from training.state import Checkpoints, Ending, StopRequest, claim_run, find_ending
 from training.validate import Validation
 
 
@@ -38,7 +39,6 @@ def main(argv=None):
 
 
 def train(options, accelerator, argv):
-    """Train as the options ask and return the exit code."""
     from models.operators import accelerate_model
 
     say, device = accelerator.print, accelerator.device

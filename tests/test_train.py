@@ -71,8 +71,8 @@ def test_what_a_run_writes(data, tiny_gpt2, capsys):
 def test_frozen_checkpoints_hold_the_mapper_only(data, tiny_gpt2):
     run(tiny_gpt2, "--epochs", 1, "--only_prefix", "--mapping_type", "transformer", "--num_layers", 2)
     assert all(name.startswith("clip_project.") for name in state_of("out/coco_prefix-000.pt"))
-    run(tiny_gpt2, "--epochs", 1, "--only_prefix", "--save_full")
-    assert any(name.startswith("gpt.") for name in state_of("out/coco_prefix-000.pt"))
+    run(tiny_gpt2, "--epochs", 1, "--only_prefix", "--save_full", "--prefix", "full")
+    assert any(name.startswith("gpt.") for name in state_of("out/full-000.pt"))
 
 
 @pytest.mark.parametrize("sampling", ["images", "captions"])
@@ -114,6 +114,31 @@ def test_only_checkpoints_of_this_run_are_removed(data, tiny_gpt2):
     run(tiny_gpt2, "--epochs", 3, "--keep_last", 1)
     kept = sorted(path.name.removeprefix("coco_prefix") for path in Path("out").glob("*-*.pt"))
     assert kept == ["-002.pt", "-007.pt", "-0099.pt", "-2-000.pt", "-notes.pt"]
+
+
+OTHER_MODELS = (["--normalize_prefix"], ["--stop_token", "."], ["--mapping_type", "linear"], ["--prompt", "a picture:"], ["--only_prefix"])
+
+
+@pytest.mark.parametrize("more", OTHER_MODELS)
+def test_a_used_name_is_refused_for_another_model_and_left_as_it_is(finished, tiny_gpt2, capsys, more):
+    """Otherwise older weights would load with the new run's config."""
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    for resume in ([], ["--resume"]):
+        run(tiny_gpt2, "--epochs", 1, *more, *resume, code=2)
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+        assert len(lines) == 1 and more[0].replace("only_prefix", "tune").removeprefix("--") in lines[0] and "--prefix" in lines[0]
+        assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+    run(tiny_gpt2, "--epochs", 1, "--prefix", "other", *more)
+    run(tiny_gpt2, "--epochs", 1, "--seed", 4)
+
+
+def test_weights_without_a_config_get_none(data, tiny_gpt2, capsys):
+    """Published files carry such names; a config beside them would change what they are."""
+    Path("out").mkdir()
+    torch.save({}, "out/coco_prefix-009.pt")
+    run(tiny_gpt2, "--epochs", 1, code=2)
+    assert "out/coco_prefix-009.pt" in capsys.readouterr().err
+    assert [path.name for path in Path("out").iterdir()] == ["coco_prefix-009.pt"]
 
 
 @pytest.fixture
@@ -177,7 +202,7 @@ def test_long_captions_are_cut_and_empty_ones_dropped_and_both_counted(workdir, 
 def test_the_end_of_text_is_learned_by_default_and_not_with_a_full_stop(data, tiny_gpt2, capsys):
     run(tiny_gpt2, "--max_steps", 1)
     by_default = capsys.readouterr().out
-    run(tiny_gpt2, "--max_steps", 1, "--stop_token", ".")
+    run(tiny_gpt2, "--max_steps", 1, "--stop_token", ".", "--prefix", "published")
     as_published = capsys.readouterr().out
 
     def mean_tokens(said):

@@ -26,7 +26,7 @@ PUBLISHED = {
 
 LORA = {"rank": 16, "alpha": 16, "dropout": 0.1, "targets": None}  # as published for Instagram
 
-# Options that a resumed run may change, or that are compared in another form (see training.state.describe_identity).
+# Options that a resumed run may change, or that are compared in another form (see training.identity.describe_identity).
 NOT_COMPARED = {
     *("out_dir", "prefix", "save_every", "save_steps", "keep_last", "save_full", "log_every", "tracker"),  # files and logs
     *("epochs", "max_steps", "patience"),  # the end of the run; a longer run is allowed
