@@ -36,7 +36,6 @@ NOT_COMPARED = {
     *("gpt2_type", "prefix_length", "prefix_length_clip", "mapping_type", "num_layers", "normalize_prefix"),  # in the model's config
     *("stop_token", "prompt", "base_checkpoint", "tune", "only_prefix", "freeze_mapper", "lora"),  # likewise
     *(f"lora_{name}" for name in LORA),
-    "published",  # only sets other options
 }
 
 
@@ -175,7 +174,7 @@ def _add_saving_and_fidelity(parser):
 
     group = parser.add_argument_group("fidelity to the published code")
     restored = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in PUBLISHED.items())
-    group.add_argument("--published", action="store_true", help=f"train as published; the same as {restored} (default off)")
+    group.add_argument("--published", action="store_true", help=f"train as published: {restored}, and the published AdamW (default off)")
     group.add_argument("--sampling", choices=("images", "captions"), default="images",
                        help="draw whole images with their captions, or captions one by one as published (default %(default)s)")  # fmt: skip
     group.add_argument("--drop_last", action="store_true", help="drop the last, smaller batch of an epoch, as published (default off)")
