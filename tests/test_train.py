@@ -141,6 +141,26 @@ def test_weights_without_a_config_get_none(data, tiny_gpt2, capsys):
     assert [path.name for path in Path("out").iterdir()] == ["coco_prefix-009.pt"]
 
 
+def test_lines_after_a_resume_average_the_whole_interval(data, tiny_gpt2):
+    """Lines every four steps, stopped after six; resume points of older versions lack the interval's sums."""
+    lines = {}
+    for prefix in ("whole", "halves", "old"):
+        words = ["--epochs", 3, "--prefix", prefix, "--save_steps", 2, "--log_every", 4]
+        if prefix != "whole":
+            with dies_at_save(4), pytest.raises(SystemExit):
+                run(tiny_gpt2, *words)
+        if prefix == "old":
+            state = state_of("out/old_state.pt")
+            del state["interval"], state["numbered"]
+            torch.save(state, "out/old_state.pt")
+        run(tiny_gpt2, *words, *(["--resume"] if prefix != "whole" else []))
+        lines[prefix] = [json.loads(line) for line in open(f"out/{prefix}_metrics.jsonl")]
+        for line in lines[prefix]:
+            assert line.pop("captions_per_s") > 0
+    assert lines["halves"] == lines["whole"]
+    assert [line["step"] for line in lines["old"]] == [line["step"] for line in lines["whole"]]
+
+
 @pytest.fixture
 def finished(data, tiny_gpt2):
     run(tiny_gpt2, "--epochs", 1)
