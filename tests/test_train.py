@@ -116,6 +116,37 @@ def test_only_checkpoints_of_this_run_are_removed(data, tiny_gpt2):
     assert kept == ["-002.pt", "-007.pt", "-0099.pt", "-2-000.pt", "-notes.pt"]
 
 
+@pytest.mark.parametrize("longer", [["--epochs", 3], ["--epochs", 9, "--max_steps", 15]])
+def test_a_finished_run_is_continued_with_more_steps(finished, tiny_gpt2, capsys, longer):
+    """One epoch is 5 steps, all of them warm-up."""
+    run(tiny_gpt2, "--resume", *longer)
+    said = capsys.readouterr().out
+    assert "the run has 15 steps instead of 5: after step 5 the learning rate is 0.001 instead of 0, and it reaches 0 at step 15" in said
+    lines = [json.loads(line) for line in open("out/coco_prefix_metrics.jsonl")]
+    assert [line["step"] for line in lines] == list(range(1, 16))
+    assert [line["lr"] for line in lines[5:]] == [learning_rate(step, 1e-3, 5, 15) for step in range(5, 15)]
+    assert Path("out/coco_prefix-002.pt").exists()
+    run(tiny_gpt2, "--resume", *longer)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_the_warm_up_follows_the_length_where_it_is_a_share(data, tiny_gpt2, capsys):
+    words = ["--data", "train.pkl", "--out_dir", "out", "--gpt2_type", str(tiny_gpt2), "--device", "cpu", "--bs", "5"]
+    words += ["--warmup_ratio", "0.2", "--lr", "1e-3", "--tracker", "none"]
+    assert train.main([*words, "--epochs", "1"]) == 0
+    assert train.main([*words, "--epochs", "2", "--resume"]) == 0
+    assert "after step 5 the learning rate is 0.000625 instead of 0" in capsys.readouterr().out
+
+
+def test_a_run_is_not_resumed_behind_its_end(data, tiny_gpt2, capsys):
+    run(tiny_gpt2, "--epochs", 2)
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    run(tiny_gpt2, "--epochs", 1, "--resume", code=2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1 and "is after step 10, and this run would end at step 5" in lines[0]
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+
+
 OTHER_MODELS = (["--normalize_prefix"], ["--stop_token", "."], ["--mapping_type", "linear"], ["--prompt", "a picture:"], ["--only_prefix"])
 
 

@@ -3,6 +3,7 @@
 import json
 
 from common import UserError
+from training.optimizer import learning_rate
 from training.options import NOT_COMPARED
 
 FIELDS = {"weights", "optimizer", "step", "best", "finished", "random", "identity"}  # of every resume point
@@ -90,11 +91,15 @@ def check_name_is_free(config, path):
 def read_resume_point(path, identity):
     """Read a resume point.
 
+    Args:
+        path: the file.
+        identity: what describe_identity returned for this run, whose length may be another.
+
     Returns:
         Its dict.
 
     Raises:
-        UserError: it is none, or belongs to another run; the message names what differs.
+        UserError: it is none, belongs to another run, or is beyond the end of this one; the message says what differs.
     """
     from models.tensors import read_tensors
 
@@ -102,7 +107,31 @@ def read_resume_point(path, identity):
     if not isinstance(state, dict) or not FIELDS <= set(state) <= FIELDS | LATER_FIELDS:
         raise UserError(f"{path} is not a resume point of train.py. Remove it, or train without --resume.")
     differing = find_differences(state["identity"], identity)
+    differing.pop("total_steps", None)
+    if identity["warmup_ratio"] is not None:  # the warm-up changes with the length
+        differing.pop("warmup_steps", None)
     if differing:
         was = ", ".join(f"{name} {before!r} (now {now!r})" for name, (before, now) in differing.items())
         raise UserError(f"{path} is of another run: {was}. Give the same options, or another --out_dir or --prefix.")
+    if state["step"] > identity["total_steps"]:
+        found = f"{path} is after step {state['step']:,}, and this run would end at step {identity['total_steps']:,}"
+        raise UserError(f"{found}. Give more --epochs or --max_steps, or another --out_dir or --prefix.")
     return state
+
+
+def describe_new_schedule(recorded, identity, step):
+    """Say in one line how the schedule changes for a run that is resumed with another length; None where it has the same.
+
+    Args:
+        recorded: identity in the resume point.
+        identity: identity of this run.
+        step: optimizer steps done.
+    """
+    was, now = recorded["total_steps"], identity["total_steps"]
+    if was == now:
+        return None
+    rates = [learning_rate(step, identity["lr"], one["warmup_steps"], one["total_steps"]) for one in (recorded, identity)]
+    return (
+        f"the run has {now:,} steps instead of {was:,}: after step {step:,} the learning rate is {rates[1]:.3g} instead of {rates[0]:.3g}, "
+        f"and it reaches 0 at step {now:,}"
+    )

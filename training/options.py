@@ -151,7 +151,8 @@ def _add_training(parser):
 def _add_saving_and_fidelity(parser):
     group = parser.add_argument_group("saving and resuming")
     group.add_argument("--resume", action="store_true",
-                       help="resume from {prefix}_state.pt; start from scratch where there is none (default off)")  # fmt: skip
+                       help="resume from {prefix}_state.pt, also with more --epochs or --max_steps; start from scratch where there is none "
+                       "(default off)")  # fmt: skip
     group.add_argument("--save_every", type=int, default=1, help="epochs between numbered checkpoints (default %(default)s)")
     group.add_argument("--save_steps", type=int, default=10000, help="optimizer steps between resume points (default %(default)s)")
     group.add_argument("--keep_last", type=int, help="number of numbered checkpoints to keep (default all)")

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from common import claim_output
-from training.identity import check_name_is_free, read_resume_point
+from training.identity import check_name_is_free, describe_new_schedule, read_resume_point
 
 
 def claim_run(options, writes):
@@ -249,6 +249,9 @@ class Checkpoints:
         # Resume points of older versions do not say which numbered checkpoints their run wrote: those of its epochs so far.
         self.numbered = state.get("numbered", list(range(0, step // plan.steps_per_epoch, options.save_every)))
         say(f"resumed {path} after step {step:,} of {plan.total_steps:,}")
+        changed = describe_new_schedule(state["identity"], self.identity, step)
+        if changed:
+            say(changed)
         return Position(BestSoFar(options.patience, **state["best"]), step, state.get("interval"))
 
     def _trained(self):
