@@ -40,7 +40,7 @@ def _schemas():
     sample = TypedDict("sample", {**shown, "step": StrictInt, "reference": StrictStr, "cider": number})
     names = ("loss", "lr", "val_loss", "val_gap", "val_cider", "val_distinct", "val_ended")
     line = TypedDict("line", {
-        "step": StrictInt, "epoch": NotRequired[number], "val_collapse": NotRequired[StrictStr | None],
+        "step": StrictInt, "epoch": number, "val_collapse": NotRequired[StrictStr | None],
         **dict.fromkeys(names, NotRequired[StrictFloat | StrictInt]),
     })  # fmt: skip
     config = TypedDict("config", {"model": NotRequired[dict], "made_by": NotRequired[made_by]})
