@@ -3,7 +3,7 @@
 import copy
 import json
 
-import pytest
+import helpers
 
 import evaluate
 
@@ -16,12 +16,7 @@ FAST = ["--metrics", "bleu", "rouge", "cider", "--bootstrap", "50"]
 
 def run(*words, code=0):
     words = [str(word) for word in words]
-    if code:
-        with pytest.raises(SystemExit) as end:
-            evaluate.main(words)
-        assert end.value.code == code
-    else:
-        assert evaluate.main(words) == 0
+    helpers.call(evaluate.main, words, code)
 
 
 def refuse(capsys, *words):

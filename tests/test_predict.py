@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -45,12 +46,7 @@ def here(trained, monkeypatch):
 
 def run(*words, code=0):
     words = ["--device", "cpu", "--entry_length", "8", *map(str, words)]
-    if code:
-        with pytest.raises(SystemExit) as end:
-            predict.main(words)
-        assert end.value.code == code
-    else:
-        assert predict.main(words) == 0
+    helpers.call(predict.main, words, code)
 
 
 TUNED, FROZEN = "out/tuned-002.pt", "out/frozen-002.pt"

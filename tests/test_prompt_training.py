@@ -2,6 +2,7 @@
 
 import json
 
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -127,12 +128,7 @@ def data(workdir, tiny_gpt2):
 def run(tiny_gpt2, *more, code=0):
     words = ["--data", "train.pkl", "--out_dir", "out", "--gpt2_type", tiny_gpt2, "--device", "cpu", "--prefix_length", P]
     words += ["--bs", 5, "--warmup_steps", 0, "--lr", "3e-3", "--log_every", 1, "--mixed_precision", "no", *more]
-    if code:
-        with pytest.raises(SystemExit) as end:
-            train.main(list(map(str, words)))
-        assert end.value.code == code
-    else:
-        assert train.main(list(map(str, words))) == 0
+    helpers.call(train.main, words, code)
 
 
 PROMPTED = ["--prompt", PROMPT, "--base_checkpoint", "out/base-003.pt"]

@@ -2,6 +2,7 @@
 
 import json
 
+import helpers
 import pytest
 import torch
 
@@ -45,12 +46,7 @@ def published_file(kind, tokenizer, name="start.pt", width=16):
 
 def run(*words, code=0):
     words = [*"--data train.pkl --out_dir out --gpt2_type ./gpt2 --device cpu --max_steps 0 --bs 4 --lr 1e-4".split(), *map(str, words)]
-    if code:
-        with pytest.raises(SystemExit) as end:
-            train.main(words)
-        assert end.value.code == code
-    else:
-        assert train.main(words) == 0
+    helpers.call(train.main, words, code)
 
 
 def mapper_options(kind, facts):

@@ -3,6 +3,7 @@
 import json
 import shlex
 
+import helpers
 import pytest
 import torch
 from PIL import Image
@@ -27,12 +28,7 @@ def data(workdir):
 def run(tiny_gpt2, *more, data="train.pkl", code=0):
     words = ["--data", *shlex.split(data), "--out_dir", "out", "--gpt2_type", str(tiny_gpt2), "--device", "cpu", "--prefix_length", "4"]
     words += ["--bs", "5", "--warmup_steps", "5", "--lr", "1e-3", "--log_every", "1", "--mixed_precision", "no", *map(str, more)]
-    if code:
-        with pytest.raises(SystemExit) as end:
-            train.main(words)
-        assert end.value.code == code
-    else:
-        assert train.main(words) == 0
+    helpers.call(train.main, words, code)
 
 
 def state_of(path):
