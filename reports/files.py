@@ -22,7 +22,8 @@ def _schemas():
     from pydantic import Field, StrictFloat, StrictInt, StrictStr, TypeAdapter
     from typing_extensions import Annotated, NotRequired, TypedDict
 
-    number = StrictFloat | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None
+    real = StrictFloat | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+    number = real | None
     plain = number | StrictStr
     numbers = dict[str, number]
     made_by = TypedDict("made_by", {
@@ -41,7 +42,7 @@ def _schemas():
     names = ("loss", "lr", "val_loss", "val_gap", "val_cider", "val_distinct", "val_ended")
     line = TypedDict("line", {
         "step": StrictInt, "epoch": number, "val_collapse": NotRequired[StrictStr | None],
-        **dict.fromkeys(names, NotRequired[StrictFloat | StrictInt]),
+        **dict.fromkeys(names, NotRequired[real]),
     })  # fmt: skip
     config = TypedDict("config", {"model": NotRequired[dict], "made_by": NotRequired[made_by]})
     kinds = {"scores": scores, "captions": list[caption], "config": config, "log": list[line], "samples": list[sample]}
