@@ -16,11 +16,12 @@ from common import Parser, one_line_errors
 from evaluation.metrics import HISTOGRAMS, METRICS, usable_metrics
 from evaluation.references import pair_up, read_predictions
 from evaluation.scores import describe_origin, print_comparison, print_scores, upload_rows, write_json, write_scores
-from evaluation.scoring import check_same_images, prepare_truth, score_system
+from evaluation.scoring import check_same_images, describe_oddities, prepare_truth, score_system
 from evaluation.statistics import compare
 from evaluation.tokens import tokenize
-from evaluation.truth import decode_pictures, embed_for_clipscore, load_pictures, load_tower, load_truth
-from prediction.captions import add_decoding_options, add_running_options, check_width, load_captioner
+from evaluation.truth import decode_pictures, embed_for_clipscore, find_rows, load_pictures, load_tower, load_truth
+from prediction.captions import add_decoding_options, add_running_options, load_captioner
+from prediction.inputs import refuse_addresses
 
 
 def build_parser():
@@ -32,7 +33,7 @@ def build_parser():
     group.add_argument("-C", "--checkpoint", metavar="FILE", help="checkpoint that captions --data")
     group.add_argument("--predictions", nargs="+", default=[], metavar="FILE", help="file of captions to score; two files are compared")
     group.add_argument("--references", metavar="FILE",
-                       help="ground truth: COCO or nocaps annotations (.json), Clotho's captions (.csv), or a feature file")  # fmt: skip
+                       help="ground truth: a feature file, or annotations (.json, .csv) of any data set that is parsed here")  # fmt: skip
     group = parser.add_argument_group("scores")
     default = [name for name, entry in METRICS.items() if entry.default]
     about = "; ".join(f"{name}: {entry.help}{', needs Java' if entry.needs_java else ''}" for name, entry in METRICS.items())
@@ -78,25 +79,22 @@ def check_options(parser, options):
         parser.error(f"--bootstrap is {options.bootstrap}; expected 0 or more draws")
 
 
-def caption_data(pictures, options):
+def caption_data(references, pictures, options):
     """Caption the feature file with the checkpoint. Returns dict of key to Prediction."""
+    from features.content import check_compatible, checkpoint_kind
     from models.encoders import pick_device
-    from models.operators import accelerate_model
 
-    device = pick_device(options.device)
-    model = accelerate_model(load_captioner(options.checkpoint, options.gpt2_type, device, options.mixed_precision))
-    check_width(model, pictures.features.clip_embedding.shape[-1], options.data, options.checkpoint)
+    pair_up(pictures.ids, references, options.data)  # before minutes of decoding
+    model = load_captioner(options.checkpoint, options.gpt2_type, pick_device(options.device), options.mixed_precision)
+    check_compatible(pictures.features.kind, checkpoint_kind(model.config, model.origin.encoder), options.data, options.checkpoint)
     return decode_pictures(model, pictures, options)
 
 
 def get_systems(references, pictures, options):
-    """Decode or read the captions to be scored. Returns list of dicts of key to Prediction, and what to call each."""
-    if options.checkpoint:
-        systems, sources = [caption_data(pictures, options)], [options.checkpoint]
-    else:
-        systems, sources = [read_predictions(path) for path in options.predictions], options.predictions
-    for predictions, source in zip(systems, sources):
-        pair_up(predictions, references, source)
+    """Decode or read the captions to be scored. Returns list of dicts of the references' keys to Prediction, and their names."""
+    sources = options.predictions or [options.checkpoint]
+    systems = [read_predictions(path) for path in options.predictions] or [caption_data(references, pictures, options)]
+    systems = [pair_up(predictions, references, source) for predictions, source in zip(systems, sources)]
     check_same_images(systems, sources)
     return systems, sources
 
@@ -144,6 +142,7 @@ def main(argv=None):
     parser = build_parser()
     options = parser.parse_args(argv)
     check_options(parser, options)
+    refuse_addresses(options.data, options.checkpoint, *options.predictions, options.references, options.train_data, *options.images)
     metrics = usable_metrics(options.metrics, say=lambda line: print(line, file=sys.stderr))
 
     references, pictures = load_truth(options.data, options.references)
@@ -153,10 +152,11 @@ def main(argv=None):
     keys = [key for key in references.captions if key in systems[0]]  # one order, whatever the files'
     upload = upload_rows(systems[0], keys) if options.upload else None
 
+    embeddings = pictures.features.clip_embedding[find_rows(pictures, references, keys)] if wants_tower else None
     truth = prepare_truth(keys, references)
 
     def embed(candidates):
-        return embed_for_clipscore(tower, pictures, keys, candidates, truth.texts)
+        return embed_for_clipscore(tower, embeddings, candidates, truth.texts)
 
     train_words = read_train_words(options.train_data) if options.train_data else None
     settings = {"histogram": options.histogram, "draws": options.bootstrap, "seed": options.seed}
@@ -167,8 +167,10 @@ def main(argv=None):
     if len(scored) == 2 and options.bootstrap:
         comparison = compare(scored[0].metrics, scored[1].metrics, options.bootstrap, options.seed)
 
-    about = {"predictions": sources[0], "references": options.references or options.data, "split": references.split}
+    about = {"predictions": sources[0], "references": options.references or options.data, "split": references.split_of(keys)}
     about |= {**truth.describe(), "images_with_references": len(references.captions)}
+    notes = [line for one in scored for line in describe_oddities(one)]
+    about |= {"notes": notes} if notes else {}
     written = [path for path in (options.out, options.plot, options.upload) if path]
     if options.out:
         write_scores(options.out, about, scored, keys, references, describe_run(options, argv), comparison, options.histogram)

@@ -33,6 +33,7 @@ from features.annotations import read_annotations
 from features.encoder_names import file_stem
 from features.extract import Record, add_options, check_images, extract, extract_options
 from features.finder import FileFinder
+from features.image_ids import id_key
 from features.own_data import suggest_next
 from models.encoders import ENCODER_HELP, load_encoder
 
@@ -74,6 +75,9 @@ def read_captions(path, splits=None):
     annotations = read_annotations(path)
     for what, count in annotations.left_out.items():
         print(f"{count} {what} left out")
+    unknown = next((image for image in annotations.images if not image.file_name and not id_key(image.image_id).isdecimal()), None)
+    if unknown:
+        raise UserError(f"{path} has the image_id {str(unknown.image_id)[:80]!r}, neither a COCO number nor listed in images.")
     if annotations.form != "karpathy":
         if splits:
             raise UserError(f"--split chooses among the splits in Karpathy's dataset_coco.json; {path} has another form. Leave it out.")
@@ -97,7 +101,7 @@ class PictureFinder:
 
     def find(self, image):
         """Return the path of an Annotated's picture; where it should be when it does not exist."""
-        key, name = str(image.image_id), image.file_name
+        key, name = id_key(image.image_id), image.file_name
         names = [name] if name else []
         named = COCO_NAME.fullmatch(name) if name else None
         # Another data set's number 42 is not COCO's picture 42: only COCO's own names are tried in their other forms.

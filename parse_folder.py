@@ -20,6 +20,7 @@ from pathlib import Path
 from common import Parser, UserError, one_line_errors
 from features.encoder_names import file_stem
 from features.extract import Record, add_options, check_images, extract_options
+from features.finder import walk
 from features.image_ids import PICTURE_SUFFIXES, SOUND_SUFFIXES, name_images, printable_name
 from features.own_data import add_own_data_options, encoder_for, extract_files, plan_files
 from features.tables import decode_text, plain_name, read_table
@@ -37,17 +38,6 @@ def parse_options(argv=None):
     add_own_data_options(parser, val_share=0.1)
     add_options(parser, ENCODER_HELP)
     return parser.parse_args(argv)
-
-
-def walk(folder):
-    """Yield (folder, sorted file names) of a folder and each folder below, links followed once, hidden ones left out."""
-    seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX"))) if real not in seen else []
-        if real not in seen:
-            yield Path(place), sorted(name for name in names if not name.startswith("."))
-        seen.add(real)
 
 
 def kind_of(path):

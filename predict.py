@@ -20,13 +20,12 @@ from prediction.captions import (
     add_running_options,
     caption_all,
     caption_and_rerank,
-    check_width,
     load_captioner,
     print_captions,
     write_captions,
 )
 from prediction.clipxgpt import add_clipxgpt_options, find_checkpoints, print_generated, write_titled
-from prediction.inputs import audio_of, check_names, encode_files, find_files, read_features
+from prediction.inputs import audio_of, encode_files, expand_names, find_files, read_features, refuse_addresses
 
 
 def build_parser():
@@ -80,10 +79,9 @@ def say(line):
 
 def load_models(checkpoints, options, device):
     """Load every checkpoint, and say what a published file was recognized as."""
-    from models.operators import accelerate_model
     from models.published.recognise import OURS
 
-    models = [accelerate_model(load_captioner(path, options.gpt2_type, device, options.mixed_precision)) for path in checkpoints]
+    models = [load_captioner(path, options.gpt2_type, device, options.mixed_precision) for path in checkpoints]
     for model, checkpoint in zip(models, checkpoints):
         if model.origin.kind != OURS:
             say(f"{checkpoint}: recognized as {model.origin.kind}")
@@ -107,6 +105,10 @@ def load_encoders(models, checkpoints, audio, encoder_name, device):
             encoder = load_encoder(name, device, pooling="pooled" if spectrogram else pooling)
             accelerate_model(encoder.module)
             loaded[key] = sound_encoder(encoder, spectrogram, pooling) if spectrogram else encoder
+        width, expected = loaded[key].width, model.config.clip_width
+        if width != expected:
+            needs = f"{checkpoint} needs {expected}-wide ones ({model.config.encoder or 'encoder unknown'})"
+            raise UserError(f"{name} gives {width}-wide embeddings; {needs}. Give that encoder as --clip_model_type, or leave it out.")
         encoders.append(loaded[key])
     return encoders
 
@@ -119,11 +121,10 @@ def encode_inputs(names, models, checkpoints, options, device):
     return encode_files(paths, folders, encoders, any(audio), say, batch_size=options.batch_size, num_workers=options.num_workers)
 
 
-def caption_inputs(inputs, models, checkpoints, options):
+def caption_inputs(inputs, models, options):
     """Caption the inputs with every model. Returns [checkpoint][image] -> list of (text, score)."""
     captions = []
-    for model, embedding, checkpoint in zip(models, inputs.embeddings, checkpoints):
-        check_width(model, embedding.shape[-1], options.data or model.config.encoder, checkpoint)
+    for model, embedding in zip(models, inputs.embeddings):
         if options.rerank:
             encoder = options.clip_model_type or inputs.encoder or model.config.encoder
             captions.append(caption_and_rerank(model, embedding, options, encoder))
@@ -160,7 +161,8 @@ def main(argv=None):
     options = parser.parse_args(argv)
     check_options(parser, options)
     names = [*options.images, *options.image]
-    check_names(names)
+    refuse_addresses(options.data, *options.checkpoint)
+    expand_names(names)  # a wrong name is reported before anything is loaded
 
     from models.encoders import pick_device
 
@@ -168,10 +170,10 @@ def main(argv=None):
     device = pick_device(options.device)
     models = load_models(checkpoints, options, device)
     if options.data:
-        inputs = read_features(options.data, checkpoints)
+        inputs = read_features(options.data, models, checkpoints)
     else:
         inputs = encode_inputs(names, models, checkpoints, options, device)
-    captions = caption_inputs(inputs, models, checkpoints, options)
+    captions = caption_inputs(inputs, models, options)
     columns = [Path(checkpoint).stem for checkpoint in checkpoints]
     columns = columns if len(set(columns)) == len(columns) else checkpoints
 

@@ -132,6 +132,8 @@ def score_subset(scores, captions, places):
 def score_cider(candidates, references):
     """Compute CIDEr-D of captions given as words; document frequencies are those of these references.
 
+    For a single image it is 0: every word of its references occurs in all images, and weighs nothing.
+
     Args:
         candidates: list of N str.
         references: list of N lists of str.
@@ -141,6 +143,8 @@ def score_cider(candidates, references):
     """
     from pycocoevalcap.cider.cider import Cider
 
+    if not any(map(any, references)):  # not a word in them: the library fails
+        return mean_metric([0.0] * len(candidates))
     value, per_image = Cider().compute_score(*Captions(candidates, references).as_dicts())
     return mean_metric(per_image, value)
 

@@ -1,195 +1,237 @@
-"""Predictions and references out of the files they come in, matched by image.
+"""Predictions and references, read from the files that hold them and matched by image.
 
-Predictions: COCO's result format (.json), or what predict.py writes (.json, .jsonl, .csv). References: COCO's caption annotations or
-nocaps' (.json), or Clotho's captions (.csv).
+Predictions: COCO's result format (.json), or what predict.py writes (.json, .jsonl, .csv). References: caption annotations of any data set
+that the parse scripts read.
 """
 
-import csv
 import dataclasses
-import io
+import functools
 import json
 import re
+import sys
 from pathlib import Path
 
 from common import UserError
+from features.annotations import read_annotations
+from features.image_ids import id_key, match_ids, without_suffix
+from features.records import HALF_PAIR
+from features.schema import check_structure
+from features.tables import plain_name, read_csv, read_jsonl, read_text
+from prediction.inputs import plain_id
 
-MEDIA = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".wav", ".flac", ".mp3", ".ogg"}
 DOMAINS = {"in": "in-domain", "near": "near-domain", "out": "out-of-domain"}
+SPLITS = re.compile(r"train|validation|val|test|development|evaluation")
 LISTED = 5  # ids that an error names
+PREDICTIONS = 'predictions: [{"image_id": ..., "caption": ...}, ...], or what predict.py --out writes as .json, .jsonl or .csv'
+MISSING = "Give --references: annotations as .json or .csv, or a feature file."
 
 
 @dataclasses.dataclass
 class References:
-    """What is true of each image: key (see image_key) → value."""
+    """What is true of each image: dicts from key (features.image_ids.id_key) to value."""
 
-    captions: dict  # → list of str
-    split: str | None = None
-    domains: dict = dataclasses.field(default_factory=dict)  # → one of the values of DOMAINS; nocaps only
-    file_names: dict = dataclasses.field(default_factory=dict)  # → name of the picture or sound, where known
+    captions: dict  # -> list of str
+    split: str | None = None  # of all images
+    splits: dict = dataclasses.field(default_factory=dict)  # -> split, where the images have several
+    domains: dict = dataclasses.field(default_factory=dict)  # -> one of the values of DOMAINS; nocaps only
+    file_names: dict = dataclasses.field(default_factory=dict)  # -> name of the picture or sound, where known
+
+    def split_of(self, keys):
+        """Name the split that the images of `keys` share; None where they share none."""
+        shared = {self.splits.get(key) for key in keys} if self.splits else {self.split}
+        return shared.pop() if len(shared) == 1 else None
 
 
 @dataclasses.dataclass
 class Prediction:
     """What was predicted for an image, the best caption first."""
 
-    image_id: object  # as it stood in the file
+    image_id: object  # as it is in the file
     captions: list  # of str
-    scores: list = dataclasses.field(default_factory=list)  # mean log-probability a token of each, where known
-    ended: list = dataclasses.field(default_factory=list)  # whether each ended by its stop token, where known
-
-
-def image_key(image_id):
-    """An image's id in the form by which files are matched: without a media suffix, COCO's twelve digits as a number."""
-    text = str(image_id)
-    if Path(text).suffix.lower() in MEDIA:
-        text = text[: -len(Path(text).suffix)]
-    number = re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", text)
-    return str(int(number[1])) if number else text
+    scores: list = dataclasses.field(default_factory=list)  # mean log-probability per token of each caption, where known
+    ended: list = dataclasses.field(default_factory=list)  # whether each caption ended with the stop token, where known
+    file_name: str | None = None  # of the picture or sound, where known
 
 
 def name_domain(text):
-    """nocaps' name of a domain ("in-domain", "near-domain", "out-domain" …) → one of the values of DOMAINS, or None."""
+    """Translate nocaps' name of a domain ("in-domain", "near-domain", "out-domain") to one of the values of DOMAINS, or None."""
     return DOMAINS.get(re.split(r"[-_ ]", str(text).lower())[0])
 
 
 def list_some(ids):
-    """The first of many ids, for an error: "a, b, c and 4 more"."""
-    ids = [str(one) for one in ids]
+    """List the first of many ids, for an error: "a, b, c and 4 more"."""
+    ids = [str(one)[:80] for one in ids]
     return ", ".join(ids[:LISTED]) + (f" and {len(ids) - LISTED:,} more" if len(ids) > LISTED else "")
 
 
-def _read_text(path, what):
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no file {path}; expected {what}. Check the path.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}); expected {what}.") from error
-    if not text.strip():
-        raise UserError(f"{path} is empty; expected {what}.")
-    return text
+# -- Predictions -----------------------------------------------------------------------------------------------------------
 
 
-def _read_json(path, what):
-    try:
-        return json.loads(_read_text(path, what))
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is not JSON ({error}); expected {what}.") from error
+@functools.cache
+def _row_schema():
+    """Build the schema of a file of predictions, once. Fields that it does not name are dropped."""
+    from typing import Annotated
+
+    from pydantic import Field, StrictInt, StrictStr, TypeAdapter
+    from typing_extensions import NotRequired, TypedDict
+
+    row = TypedDict("row", {
+        "image_id": Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | Annotated[StrictStr, Field(min_length=1, max_length=4096)],
+        "caption": StrictStr,
+        "rank": NotRequired[Annotated[int, Field(ge=1, lt=2**31)]],
+        **dict.fromkeys(("checkpoint", "file", "file_name"), NotRequired[StrictStr | None]),
+    })  # fmt: skip
+    return TypeAdapter(list[row])
+
+
+def _read_rows(path):
+    """Read the rows of a file of predictions, by its suffix, and check them. Raises UserError where it holds something else."""
+    suffix, missing = Path(path).suffix.lower(), f"Expected {PREDICTIONS}."
+    if suffix in (".csv", ".jsonl"):
+        _, rows = (read_csv if suffix == ".csv" else read_jsonl)(path, missing)
+    else:
+        text = read_text(path, missing)
+        try:
+            rows = json.loads(text) if text.strip() else []
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is not JSON ({error}); expected {PREDICTIONS}.") from error
+        if isinstance(rows, dict) and "annotations" in rows:
+            raise UserError(f"{path} holds annotations, as references are; expected {PREDICTIONS}.")
+    if rows == []:
+        raise UserError(f"{path} holds no prediction; expected {PREDICTIONS}.")
+    return check_structure(_row_schema(), rows, path, PREDICTIONS)
 
 
 def read_predictions(path):
-    """Read predictions → dict of key → Prediction, in the order of the file.
+    """Read a file of predictions.
 
-    Raises UserError for a missing or empty file, one that holds something else, an id that stands in it twice, and captions of
-    several checkpoints.
+    Args:
+        path: .json, .jsonl or .csv file.
+
+    Returns:
+        dict of key to Prediction, in the order of the file.
+
+    Raises:
+        UserError: the file is missing, empty or holds something else; an id occurs twice; there are captions of several checkpoints.
     """
-    what = 'predictions: [{"image_id": …, "caption": …}, …], or what predict.py --out writes as .json, .jsonl or .csv'
-    suffix = Path(path).suffix.lower()
-    if suffix == ".csv":
-        rows = list(csv.DictReader(io.StringIO(_read_text(path, what), newline="")))
-    elif suffix == ".jsonl":
-        try:
-            rows = [json.loads(line) for line in _read_text(path, what).split("\n") if line.strip()]
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path} is not JSON, line by line ({error}); expected {what}.") from error
-    else:
-        rows = _read_json(path, what)
-    if not isinstance(rows, list):
-        raise UserError(f"{path} holds {_kind(rows)}; expected {what}.")
-    if not rows:
-        raise UserError(f"{path} holds no prediction; expected {what}.")
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict) or not isinstance(row.get("image_id"), (str, int)) or not isinstance(row.get("caption"), str):
-            raise UserError(f"{path} has an entry {number} without an image_id and a caption; expected {what}.")
+    rows = _read_rows(path)
     checkpoints = {row.get("checkpoint") for row in rows}
     if len(checkpoints) > 1:
-        raise UserError(f"{path} holds captions of {len(checkpoints)} checkpoints; expected one. Write one file a checkpoint.")
-    ranks = {}
+        raise UserError(f"{path} holds captions of {len(checkpoints)} checkpoints; expected one. Write one file per checkpoint.")
+    ranks, twice, broken = {}, set(), 0
     for row in rows:
-        of_image = ranks.setdefault(image_key(row["image_id"]), {})
-        rank = row.get("rank", 1)
-        of_image.setdefault(int(rank) if str(rank).isdigit() else rank, []).append(row)
-    twice = [key for key, of_image in ranks.items() if any(len(same) > 1 for same in of_image.values())]
+        row["image_id"] = plain_id(row["image_id"])
+        key, rank = id_key(row["image_id"]), row.get("rank", 1)
+        row["caption"], found = HALF_PAIR.subn("\ufffd", row["caption"])
+        broken += bool(found)
+        if ranks.setdefault(key, {}).setdefault(rank, row) is not row:
+            twice.add(key)
     if twice:
-        raise UserError(f"{path} has {len(twice):,} image ids more than once: {list_some(twice)}. Keep one caption for each.")
+        ids = list_some(key for key in ranks if key in twice)
+        raise UserError(f"{path} has {len(twice):,} image ids more than once: {ids}. Keep one caption for each.")
+    if broken:
+        print(f"{path}: {broken} captions hold half of a surrogate pair, which was replaced by U+FFFD", file=sys.stderr)
     predictions = {}
     for key, of_image in ranks.items():
-        ordered = [of_image[rank][0] for rank in sorted(of_image, key=lambda rank: (isinstance(rank, str), rank))]
-        predictions[key] = Prediction(ordered[0]["image_id"], [row["caption"] for row in ordered])
+        ordered = [of_image[rank] for rank in sorted(of_image)]
+        image_id, file_name = ordered[0]["image_id"], ordered[0].get("file_name") or ordered[0].get("file")
+        file_name = None if file_name == str(image_id) else file_name  # predict.py --data knows no file
+        predictions[key] = Prediction(image_id, [row["caption"] for row in ordered], file_name=file_name)
     return predictions
 
 
+# -- References ------------------------------------------------------------------------------------------------------------
+
+
 def read_references(path):
-    """Read COCO's or nocaps' caption annotations (.json), or Clotho's captions (.csv) → References.
+    """Read caption annotations, in any form that features.annotations reads.
 
-    Raises UserError for a missing or empty file and one in another format.
+    Args:
+        path: the file.
+
+    Returns:
+        References.
+
+    Raises:
+        UserError: the file is missing, empty or has another form.
     """
-    if Path(path).suffix.lower() == ".csv":
-        return _read_clotho(path)
-    what = 'references: COCO\'s annotations {"images": […], "annotations": [{"image_id": …, "caption": …}, …]}'
-    content = _read_json(path, what + ", Clotho's .csv, or a feature file (.pkl)")
-    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
-        raise UserError(f"{path} holds {_kind(content)}; expected {what}, Clotho's .csv, or a feature file (.pkl).")
-    captions = {}
-    for number, row in enumerate(content["annotations"]):
-        if not isinstance(row, dict) or not isinstance(row.get("image_id"), (str, int)) or not isinstance(row.get("caption"), str):
-            raise UserError(f"{path} has an annotation {number} without an image_id and a caption; expected {what}.")
-        captions.setdefault(image_key(row["image_id"]), []).append(row["caption"])
-    if not captions:
-        raise UserError(f"{path} holds no caption; expected {what}.")
-    domains, file_names = {}, {}
-    for image in content.get("images") if isinstance(content.get("images"), list) else []:
-        if isinstance(image, dict) and name_domain(image.get("domain")):
-            domains[image_key(image.get("id"))] = name_domain(image["domain"])
-        if isinstance(image, dict) and isinstance(image.get("file_name"), str):
-            file_names[image_key(image.get("id"))] = image["file_name"]
-    split = re.search(r"train|val|test", Path(path).stem)
-    return References(captions, split[0] if split else None, domains, file_names)
+    annotations = read_annotations(path, MISSING)
+    for what, count in annotations.left_out.items():
+        print(f"{path}: {count:,} {what} left out", file=sys.stderr)
+    named = SPLITS.search(Path(path).stem)
+    found = References({}, named[0] if named else None)
+    is_table = annotations.form in ("clotho", "flickr")  # where an empty cell is no caption
+    for image in annotations.images:
+        key = id_key(image.image_id)
+        texts = [row["caption"] for row in image.captions if row["caption"].strip() or not is_table]
+        if texts:
+            found.captions.setdefault(key, []).extend(texts)
+        if image.file_name:
+            found.file_names[key] = image.file_name
+        if image.split:
+            found.splits[key] = image.split
+        domain = next((name_domain(row["domain"]) for row in image.captions if row.get("domain")), None)
+        if domain:
+            found.domains[key] = domain
+    if not found.captions:
+        raise UserError(f"{path} holds no caption; expected references. {MISSING}")
+    return found
 
 
-def _read_clotho(path):
-    what = "references: Clotho's file_name, caption_1, caption_2, …"
-    rows = csv.DictReader(io.StringIO(_read_text(path, what), newline=""))
-    columns = [name for name in rows.fieldnames or [] if re.fullmatch(r"caption_\d+", name or "")]
-    if "file_name" not in (rows.fieldnames or []) or not columns:
-        raise UserError(f"{path} has the columns {list_some(rows.fieldnames or [])}; expected {what}.")
-    captions, file_names = {}, {}
-    for row in rows:
-        key = image_key(row["file_name"])
-        file_names[key] = row["file_name"]
-        if key in captions:
-            raise UserError(f"{path} has {row['file_name']} more than once; expected one row for each sound. Keep one.")
-        captions[key] = [row[name] for name in columns if row[name]]
-    captions = {key: texts for key, texts in captions.items() if texts}
-    if not captions:
-        raise UserError(f"{path} holds no caption; expected {what}.")
-    split = re.search(r"development|validation|evaluation", Path(path).stem)
-    return References(captions, split[0] if split else None, file_names=file_names)
+# -- Matching --------------------------------------------------------------------------------------------------------------
 
 
-def _kind(content):
-    """What a JSON file turned out to hold, in words."""
-    if isinstance(content, list):
-        return "a list, as predictions are" if content and isinstance(content[0], dict) and "caption" in content[0] else "a list"
-    if isinstance(content, dict):
-        return "annotations, as references are" if "annotations" in content else f"an object with {list_some(content) or 'nothing'}"
-    return f"a {type(content).__name__}"
+def match_references(keys, references):
+    """Match images with references: by id, or else by the file that the references name.
 
+    Args:
+        keys: keys of the images, as id_key gives them.
+        references: References.
 
-def pair_up(predictions, references, source):
-    """Keys that both hold, in the order of the predictions. Raises UserError listing predictions without references.
-
-    predictions: dict of key → Prediction; references: References; source: the predictions' file, for the error.
+    Returns:
+        dict of each key that has references to the references' key.
     """
-    alone = [key for key in predictions if key not in references.captions]
+    found = match_ids(keys, references.captions)
+    taken, by_name = set(found.values()), {}
+    for key, name in references.file_names.items():
+        if key in references.captions and key not in taken:
+            by_name.setdefault(id_key(name), []).append(key)
+    by_name = {name: several[0] for name, several in by_name.items() if len(several) == 1}
+    by_file = match_ids([key for key in keys if key not in found], by_name)
+    return found | {key: by_name[name] for key, name in by_file.items()}
+
+
+def pair_up(images, references, source):
+    """Match images with references.
+
+    Args:
+        images: dict of key to anything, such as Prediction.
+        references: References.
+        source: where the images are from, for errors.
+
+    Returns:
+        dict of the references' key to the same, in the order of the images.
+
+    Raises:
+        UserError: images have no references, or both sides name different files for one id.
+    """
+    found = match_references(images, references)
+    alone = [key for key in images if key not in found]
     if alone:
         raise UserError(
-            f"{source} has {len(alone):,} of {len(predictions):,} images without references: {list_some(alone)}. "
+            f"{source} has {len(alone):,} of {len(images):,} images without references: {list_some(alone)}. "
             "Give the references of the same split, or leave these images out."
         )
-    return list(predictions)
+    for key, image in images.items():
+        ours, theirs = getattr(image, "file_name", None), references.file_names.get(found[key])
+        if ours and theirs and _base(ours) != _base(theirs):
+            raise UserError(
+                f"{source} captions {ours} as image {image.image_id}, and the references name {theirs} for it: these are different "
+                "pictures. Caption the pictures that the references name."
+            )
+    return {found[key]: image for key, image in images.items()}
+
+
+def _base(name):
+    """Reduce a file name to what the names of one picture share: no folders, no suffix, COCO's number."""
+    return without_suffix(id_key(plain_name(name).rpartition("/")[2]))

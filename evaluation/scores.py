@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import platform
 import shlex
 import subprocess
@@ -45,7 +46,7 @@ def print_scores(about, scored):
     print(f"\n{'score x 100, 95 % interval':32}{heading}")
     for name in scored[0].metrics:
         print(f"{name:32}" + "".join(f"{_with_interval(one.metrics[name].value, one.intervals.get(name)):>28}" for one in scored))
-    print()
+    print("\n".join(["", *about.get("notes", [])]))
     for name, label in VARIETY.items():
         if any(name in one.variety for one in scored):
             print(f"{label:36}" + "".join(f"{_plain(one.variety.get(name)):>24}" for one in scored))
@@ -137,7 +138,7 @@ def upload_rows(predictions, keys):
 
     Args:
         predictions: dict of key to Prediction.
-        keys: the images in their order.
+        keys: the references' keys in their order.
 
     Returns:
         List of {"image_id": int, "caption": str}.
@@ -147,20 +148,30 @@ def upload_rows(predictions, keys):
     """
     rows, odd = [], []
     for key in keys:
-        prediction = predictions[key]
-        if not str(prediction.image_id).isdigit():
-            odd.append(prediction.image_id)
+        if not key.isdecimal() or len(key) > 18:
+            odd.append(key)
             continue
-        rows.append({"image_id": int(prediction.image_id), "caption": prediction.captions[0]})
+        rows.append({"image_id": int(key), "caption": predictions[key].captions[0]})
     if odd:
         raise UserError(f"{len(odd):,} image ids are not nocaps' numbers: {list_some(odd)}. Give predictions with the ids of nocaps' JSON.")
     return rows
 
 
+def without_nan(content):
+    """Replace numbers that JSON lacks, NaN and infinities, by None in a structure of lists, tuples and dicts."""
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def write_json(path, content, indent=None):
-    """Write plain values as JSON, whole or not at all."""
+    """Write plain values as JSON, whole or not at all; NaN and infinities become null."""
+    text = json.dumps(without_nan(content), ensure_ascii=False, indent=indent, allow_nan=False)
     with replace_file(path) as temporary:
-        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
+        # A lone surrogate, which UTF-8 lacks, becomes the escape that JSON has for it.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def describe_origin(script, arguments, seed, files):

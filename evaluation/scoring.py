@@ -1,6 +1,7 @@
 """Scores of one set of captions, or of two of the same images, from words to intervals. N images."""
 
 import dataclasses
+import math
 
 from common import UserError
 from evaluation.metrics import HISTOGRAMS, METRICS, Captions, score_captions, score_subset
@@ -52,10 +53,15 @@ def prepare_truth(keys, references):
 
     Returns:
         Truth.
+
+    Raises:
+        UserError: not one reference holds a word.
     """
     texts = [references.captions[key] for key in keys]
     words = iter(tokenize([text for several in texts for text in several]))
     words = [[next(words) for _ in several] for several in texts]
+    if not any(map(any, words)):
+        raise UserError(f"none of the references of {len(keys):,} images holds a word: nothing to score against. Give others.")
     return Truth(keys, texts, words, [references.domains.get(key) for key in keys], tokenizer_name())
 
 
@@ -107,6 +113,24 @@ def _score_domains(scores, captions, truth):
     if domains:
         domains["overall"] = {"images": len(truth.keys), **{name: metric.value for name, metric in scores.items()}}
     return domains
+
+
+def describe_oddities(scored):
+    """List what makes scores mean less than they seem to: one line each.
+
+    Args:
+        scored: Scored.
+    """
+    images, lines = len(scored.predictions), []
+    single = [f"{name} ({one['images']:,} image)" for name, one in scored.domains.items() if one["images"] == 1]
+    if "CIDEr" in scored.metrics and (images == 1 or single):
+        lines.append(f"CIDEr of a single image is 0 by definition: {', '.join(single) or scored.source}")
+    if scored.variety["empty"] == images:
+        lines.append(f"no caption of {scored.source} holds a word")
+    broken = [name for name, metric in scored.metrics.items() if not math.isfinite(metric.value)]
+    if broken:
+        lines.append(f"{', '.join(broken)} of {scored.source} is not a number, and null in the file")
+    return lines
 
 
 def best_of_captions(predictions, truth, kind):

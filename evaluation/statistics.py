@@ -83,12 +83,14 @@ def compare(first, second, draws=1000, seed=0):
         seed: seed of both.
 
     Returns:
-        dict of name to {"difference", "interval", "p_value"}; the difference is second - first.
+        dict of name to {"difference", "interval", "p_value"}; the difference is second - first. Scores that are not numbers are left out.
     """
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    names = [name for name in first if name in second]
+    names = [name for name in first if name in second and np.isfinite(first[name].value + second[name].value)]
+    if not names:
+        return {}
     count = len(first[names[0]].sums)
     seen = {name: float(second[name].value - first[name].value) for name in names}
     drawn, as_large = {name: [] for name in names}, dict.fromkeys(names, 0)

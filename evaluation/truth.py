@@ -4,10 +4,13 @@ import dataclasses
 from pathlib import Path
 
 from common import UserError
-from evaluation.references import Prediction, References, image_key, list_some, name_domain, read_references
-from prediction.captions import caption_all, embed_captions, require_text_tower
+from evaluation.references import Prediction, References, list_some, match_references, name_domain, read_references
+from features.image_ids import id_key
+from features.records import HALF_PAIR
+from prediction.captions import caption_all
+from prediction.inputs import plain_id
 
-TEXT_SUFFIXES = (".json", ".csv")
+TEXT_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")
 
 
 @dataclasses.dataclass
@@ -27,9 +30,10 @@ def load_pictures(path):
     features = load_features(path)
     references, ids, rows = References({}, features.meta.get("split")), {}, {}
     for caption in features.captions:
-        key = image_key(caption["image_id"])
-        references.captions.setdefault(key, []).append(caption["caption"])
-        ids.setdefault(key, caption["image_id"])
+        image_id = plain_id(caption["image_id"])
+        key = id_key(image_id)
+        references.captions.setdefault(key, []).append(HALF_PAIR.sub("\ufffd", caption["caption"]))
+        ids.setdefault(key, image_id)
         rows.setdefault(key, caption["clip_embedding"])
         if isinstance(caption.get("file_name"), str):
             references.file_names[key] = caption["file_name"]
@@ -73,7 +77,7 @@ def decode_pictures(model, pictures, options):
     predictions = {}
     for key, of_image in zip(pictures.rows, captions):
         texts, scores, ended = (list(column) for column in zip(*of_image))
-        predictions[key] = Prediction(pictures.ids[key], texts, scores, ended)
+        predictions[key] = Prediction(pictures.ids[key], texts, scores, ended, pictures.references.file_names.get(key))
     return predictions
 
 
@@ -98,28 +102,49 @@ def load_tower(pictures, encoder, device):
         raise UserError("the feature file does not name its encoder, whose text tower clipscore needs. Give --clip_model_type.")
     if pictures.features.clip_embedding.ndim != 2:
         raise UserError("clipscore needs one embedding per image; the feature file holds several. Extract pooled features.")
+    from models.encoders.text import require_text_tower
+
     return require_text_tower(encoder, device, "clipscore")
 
 
-def embed_for_clipscore(tower, pictures, keys, candidates, references):
+def find_rows(pictures, references, keys):
+    """Find the embeddings of some images.
+
+    Args:
+        pictures: Pictures.
+        references: References.
+        keys: N of the references' keys.
+
+    Returns:
+        N rows of pictures.features.clip_embedding.
+
+    Raises:
+        UserError: an image has no embedding.
+    """
+    found = match_references(pictures.rows, references)
+    rows = {theirs: pictures.rows[ours] for ours, theirs in found.items()}
+    absent = [key for key in keys if key not in rows]
+    if absent:
+        raise UserError(f"{len(absent):,} images have no embedding in the feature file: {list_some(absent)}. Give features of these.")
+    return [rows[key] for key in keys]
+
+
+def embed_for_clipscore(tower, clip_embedding, candidates, references):
     """Embed images and texts in the joint space.
 
     Args:
         tower: models.encoders.text.TextTower.
-        pictures: Pictures.
-        keys: list of N keys.
+        clip_embedding: [N, D].
         candidates: list of N str.
         references: list of N lists of str.
 
     Returns:
         float32 arrays: images [N, J], candidates [N, J], list of N references [R, J].
     """
-    absent = [key for key in keys if key not in pictures.rows]
-    if absent:
-        raise UserError(f"{len(absent):,} images have no embedding in the feature file: {list_some(absent)}. Give features of these.")
-    embedding = pictures.features.clip_embedding[[pictures.rows[key] for key in keys]].float()
+    from models.encoders.text import embed_captions
+
     texts = list(dict.fromkeys([*candidates, *(text for several in references for text in several)]))
     place = {text: number for number, text in enumerate(texts)}
-    images = tower.project(embedding).cpu().numpy()
+    images = tower.project(clip_embedding.float()).cpu().numpy()
     encoded = embed_captions(tower, texts).numpy()
     return images, encoded[[place[text] for text in candidates]], [encoded[[place[text] for text in several]] for several in references]

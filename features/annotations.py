@@ -13,7 +13,7 @@ from pathlib import Path
 from common import UserError
 from features.annotated import Annotated, Annotations
 from features.annotation_tables import read_annotation_table
-from features.image_ids import COCO_ID, name_images
+from features.image_ids import COCO_ID, id_key, name_images
 from features.records import HALF_PAIR
 from features.schema import check_structure
 
@@ -67,11 +67,11 @@ def read_json_annotations(path, missing=MISSING):
     if isinstance(images, list) and images and not content.get("annotations"):
         raise UserError(f"{path} lists {len(images)} images and no caption. Caption the pictures themselves with predict.py.")
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        return _from_coco(check_structure(_schemas()["coco"], content, path, COCO_FORM), path)
+        return _from_coco(check_structure(_schemas()["coco"], content, path, COCO_FORM))
     if isinstance(content, list) and content and isinstance(content[0], dict) and any(key in content[0] for key in NAME_KEYS):
         return _from_list(check_structure(_schemas()["list"], content, path, LIST_FORM), path)
     if isinstance(content, list):
-        return _from_coco({"annotations": check_structure(_schemas()["captions"], content, path, COCO_FORM)}, path)
+        return _from_coco({"annotations": check_structure(_schemas()["captions"], content, path, COCO_FORM)})
     keys = f" with {', '.join(list(content)[:5])[:200] or 'nothing in it'}" if isinstance(content, dict) else ""
     raise UserError(f"{path} holds a {type(content).__name__}{keys}; expected {COCO_FORM}, or {KARPATHY_FORM}. Give another file.")
 
@@ -156,11 +156,11 @@ def _from_karpathy(content):
     return Annotations("karpathy", images)
 
 
-def _from_coco(content, path):
+def _from_coco(content):
     """COCO's form, nocaps' and VizWiz's; captions that VizWiz marks as rejected or precanned are left out."""
     pictures = {str(picture["id"]): picture for picture in content.get("images", ())}
     images, left_out = {}, {}
-    for number, entry in enumerate(content["annotations"]):
+    for entry in content["annotations"]:
         if entry.get("is_rejected") or entry.get("is_precanned"):
             reason = "rejected captions" if entry.get("is_rejected") else "precanned captions"
             left_out[reason] = left_out.get(reason, 0) + 1
@@ -168,7 +168,7 @@ def _from_coco(content, path):
         key = str(entry["image_id"])
         image = images.get(key)
         if image is None:
-            image = images[key] = _new_image(entry["image_id"], pictures.get(key), number, path)
+            image = images[key] = _new_image(entry["image_id"], pictures.get(key))
         row = {"caption": entry["caption"]}
         if entry.get("id") is not None:
             row["id"] = entry["id"]
@@ -181,14 +181,12 @@ def _from_coco(content, path):
     return Annotations("nocaps" if is_nocaps else "coco", list(images.values()), left_out)
 
 
-def _new_image(image_id, picture, number, path):
-    """Make an Annotated without captions. Raises UserError for an id that names no picture."""
-    key = str(image_id)
-    if picture is None:
-        if not key.isdecimal() and not COCO_ID.fullmatch(key):
-            raise UserError(f"{path} has the image_id {key[:80]!r} in annotation {number}, neither a COCO number nor listed in images.")
-        return Annotated(int(key.removeprefix("coco_")) if key.startswith("coco_") else image_id, None, [])
-    return Annotated(image_id, picture.get("file_name"), [])
+def _new_image(image_id, picture):
+    """Make an Annotated without captions."""
+    if picture is None and str(image_id).startswith("coco_"):
+        image_id = id_key(image_id)  # LAVIS's coco_391895
+        return Annotated(int(image_id) if image_id.isdecimal() else image_id, None, [])
+    return Annotated(image_id, picture and picture.get("file_name"), [])
 
 
 def _from_list(entries, path):

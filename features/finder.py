@@ -6,6 +6,17 @@ from pathlib import Path
 from features.tables import plain_name
 
 
+def walk(folder):
+    """Yield (folder, sorted file names) of a folder and each folder below, links followed once, hidden ones left out."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX"))) if real not in seen else []
+        if real not in seen:
+            yield Path(place), sorted(name for name in names if not name.startswith("."))
+        seen.add(real)
+
+
 class FileFinder:
     """Finds files by name in several folders.
 

@@ -2,12 +2,12 @@
 
 import csv
 import json
+import math
 
 from common import UserError, replace_file, utf8_text
 
 RERANK_BLOCK = 4096  # embeddings projected together
 SUFFIXES = (".csv", ".jsonl", ".json")  # of write_captions
-TEXT_PREFIX = "A photo depicts "  # CLIPScore, arXiv:2104.08718, section 3.1: put before every caption
 
 
 def add_decoding_options(parser):
@@ -43,7 +43,7 @@ def add_running_options(parser):
 
 
 def load_captioner(path, gpt2_type, device, mixed_precision):
-    """Load a checkpoint, its language model in the precision that was asked for.
+    """Load a checkpoint, its language model in the precision that was asked for, and switch it to faster operators.
 
     Args:
         path: as models.checkpoints.load_checkpoint takes it.
@@ -57,11 +57,14 @@ def load_captioner(path, gpt2_type, device, mixed_precision):
     import torch
 
     from models.checkpoints import load_checkpoint
+    from models.operators import accelerate_model
 
     model = load_checkpoint(path, gpt2_type, device)
     if mixed_precision != "no":
         model.gpt.to({"bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision])
-    return model
+    if model.base_captioner is not None:
+        accelerate_model(model.base_captioner.model)
+    return accelerate_model(model)
 
 
 def caption_all(model, embeddings, options, num_captions=None, return_ended=False):
@@ -76,6 +79,9 @@ def caption_all(model, embeddings, options, num_captions=None, return_ended=Fals
 
     Returns:
         List of N lists of (text, score), best first; with return_ended, (text, score, ended).
+
+    Raises:
+        UserError: a score is not a finite number.
     """
     from tqdm import tqdm
 
@@ -100,37 +106,14 @@ def caption_all(model, embeddings, options, num_captions=None, return_ended=Fals
             text_prompt=options.text_prompt,
             return_ended=return_ended,
         )
+        broken = next((one[1] for of_image in captions[start:] for one in of_image if not math.isfinite(one[1])), None)
+        if broken is not None:
+            advice = "Give a --temperature and a --length_penalty nearer to 1, or --mixed_precision no."
+            raise UserError(f"captions have the score {broken}; expected a finite number. {advice}")
     return captions
 
 
-def check_width(model, width, source, checkpoint):
-    """Raise UserError when embeddings of `source` do not fit the checkpoint."""
-    config = model.config
-    if width != config.clip_width:
-        raise UserError(
-            f"{source} gives {width}-wide embeddings; {checkpoint} expects {config.clip_width} ({config.encoder or 'encoder unknown'}). "
-            f"Use features of that encoder, or a checkpoint trained on these."
-        )
-
-
 # -- Reranking by CLIP -----------------------------------------------------------------------------------------------------
-
-
-def require_text_tower(name, device, wish):
-    """Load the text tower of an encoder. Raises UserError where it has none; wish: what needs it, for the error."""
-    from models.encoders import pick_device
-    from models.encoders.text import load_text_tower
-
-    tower = load_text_tower(name, pick_device(device))
-    if tower is None:
-        raise UserError(f"{name} has no text tower, which {wish} needs. Use features and a checkpoint of a CLIP, or leave it out.")
-    return tower
-
-
-def embed_captions(tower, captions):
-    """Embed captions in the joint space, CLIPScore's words before each except for sounds. Returns float32 [N, J] on the CPU."""
-    prefix = "" if tower.name.startswith("clap:") else TEXT_PREFIX
-    return tower.encode_text([prefix + caption for caption in captions]).cpu().float()
 
 
 def caption_and_rerank(model, embeddings, options, encoder):
@@ -148,6 +131,8 @@ def caption_and_rerank(model, embeddings, options, encoder):
     Raises:
         UserError: the encoder has no text tower.
     """
+    from models.encoders.text import require_text_tower
+
     tower = require_text_tower(encoder, options.device, "--rerank clip")
     captions = caption_all(model, embeddings, options, num_captions=max(options.beam_size, options.num_captions))
     return rerank(captions, embeddings, tower, options.num_captions)
@@ -166,6 +151,8 @@ def rerank(captions, embeddings, tower, kept):
         List of N lists of (text, score).
     """
     import torch
+
+    from models.encoders.text import embed_captions
 
     texts = list(dict.fromkeys(text for several in captions for text, _ in several))
     encoded = dict(zip(texts, embed_captions(tower, texts)))
@@ -196,7 +183,9 @@ def write_captions(path, ids, names, columns, captions):
         for column, of_checkpoint in zip(columns, captions)
         for rank, (text, score) in enumerate(of_checkpoint[image], start=1)
     ]
-    with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    # A lone surrogate, which UTF-8 lacks, becomes the escape that JSON has for it.
+    settings = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with replace_file(path) as temporary, open(temporary, "w", **settings) as file:
         if path.endswith(".jsonl"):
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         elif path.endswith(".json"):

@@ -1,8 +1,10 @@
 """CLIPxGPT's command line: its options, where its weights are looked for, what it prints and writes."""
 
+import itertools
 from pathlib import Path
 
 from common import UserError
+from features.image_ids import printable_name
 
 
 def add_clipxgpt_options(parser):
@@ -47,18 +49,22 @@ def find_checkpoints(names, size):
 
 
 def write_titled(model, pictures, captions, folder):
-    """Write {stem}-R{S|L}.jpg into `folder` for each picture: the picture under its caption."""
+    """Write {stem}-R{S|L}.jpg into `folder` for each picture: the picture under its caption. A stem that recurs is numbered."""
     from models.encoders.images import read_image
     from reports.plots import plot_titled
 
-    letter = "L" if model.config.clip_width >= 1024 else "S"
+    letter, taken = "L" if model.config.clip_width >= 1024 else "S", set()
     for picture, ((text, _), *_) in zip(pictures, captions):
-        plot_titled(read_image(picture), text, Path(folder) / f"{Path(picture).stem}-R{letter}.jpg")
+        stem = printable_name(Path(picture).stem)
+        numbered = (f"{stem}-{number}" for number in itertools.count(2))
+        name = next(name for name in itertools.chain([stem], numbered) if name.lower() not in taken)
+        taken.add(name.lower())
+        plot_titled(read_image(picture), text, Path(folder) / f"{name}-R{letter}.jpg")
 
 
 def print_generated(pictures, captions):
     """Print `Generated Caption: "..."` for each picture."""
     for picture, ((text, _), *_) in zip(pictures, captions):
         if len(pictures) > 1:
-            print(picture)
+            print(printable_name(picture))
         print(f'Generated Caption: "{text}"')

@@ -1,12 +1,19 @@
 """What predict.py captions: pictures or sounds, found and encoded, or a feature file. N images, D width, L vectors per image."""
 
 import dataclasses
+import glob
+import os
+import re
+import unicodedata
 from pathlib import Path
 
 from common import UserError
 from features.audio import is_sound
-from features.image_ids import PICTURE_SUFFIXES, SOUND_SUFFIXES, name_images
+from features.finder import walk
+from features.image_ids import PICTURE_SUFFIXES, SOUND_SUFFIXES, name_images, printable_name
+from features.records import HALF_PAIR
 
+ADDRESS = re.compile(r"(https?|ftp|s3|gs):/{1,2}", re.IGNORECASE)  # a Path has turned // into /
 WORTH_WORKERS = 128  # files; fewer are read before worker processes have started
 
 
@@ -22,18 +29,58 @@ class Inputs:
     are_sounds: bool = False
 
 
-def check_names(names):
-    """Raise UserError for a name that is neither a file nor a folder."""
-    for name in map(Path, names):
-        if not name.exists():
-            raise UserError(f"no {'sound' if is_sound(name) else 'picture'} or folder {name}. Check the path.")
+def plain_id(image_id):
+    """Return an image_id as int, or as str that UTF-8 can hold, whatever a file holds: numbers of numpy and torch as what they are."""
+    if hasattr(image_id, "tolist"):
+        image_id = image_id.tolist()
+    if isinstance(image_id, list) and len(image_id) == 1:
+        image_id = image_id[0]
+    return image_id if type(image_id) is int else HALF_PAIR.sub("\ufffd", str(image_id))
+
+
+def refuse_addresses(*names):
+    """Raise UserError for a name that is a URL instead of a file. None is no name."""
+    for name in filter(None, names):
+        address = ADDRESS.match(str(name))
+        if address:
+            url = f"{address[1]}://{str(name)[address.end() :]}"
+            raise UserError(f"{url} is a URL; expected a file. Download it first, for example with curl -LO, and give the file.")
+
+
+def expand_names(names):
+    """Find the files and folders that a command line names.
+
+    A pattern such as *.jpg, which some shells pass on as it is, is expanded. "\\" may stand for "/", and accents may be composed or not.
+
+    Args:
+        names: list of str or Path.
+
+    Returns:
+        List of Path.
+
+    Raises:
+        UserError: a name is neither a file, a folder nor a pattern of some; it is a URL, or a FIFO, socket or device.
+    """
+    refuse_addresses(*names)
+    found = []
+    for name in map(os.fspath, names):
+        spellings = [name, name.replace("\\", "/"), *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+        paths = [spelling for spelling in spellings if os.path.exists(spelling)][:1] or sorted(glob.glob(name, recursive=True))
+        if not paths:
+            thing = "file matches" if glob.has_magic(name) else f"{'sound' if is_sound(name) else 'picture'} or folder"
+            raise UserError(f"no {thing} {name}. Check the path.")
+        odd = next((path for path in paths if not os.path.isfile(path) and not os.path.isdir(path)), None)
+        if odd:
+            raise UserError(f"{odd} is a FIFO, socket or device; expected a picture, a sound or a folder. Save it as a file first.")
+        found += map(Path, paths)
+    return found
 
 
 def find_pictures(names, sounds=False):
     """List files and the files in folders.
 
     Args:
-        names: paths of files and folders.
+        names: paths of files and folders, or patterns of them.
         sounds: look for sounds instead of pictures.
 
     Returns:
@@ -46,24 +93,22 @@ def find_pictures(names, sounds=False):
 
 
 def find_files(names, sounds):
-    """List files as find_pictures does. Returns their paths, and for each the folder it was found under or None."""
-    check_names(names)
+    """List files as find_pictures does. Returns their paths, each once, and for each the folder it was found under or None."""
     thing, suffixes = ("sound", SOUND_SUFFIXES) if sounds else ("picture", PICTURE_SUFFIXES)
-    paths, folders = [], []
-    for name in map(Path, names):
+    found = {}  # path -> folder
+    for name in expand_names(names):
         if name.is_dir():
-            inside = sorted(path for path in name.rglob("*") if path.suffix.lower() in suffixes)
+            inside = [place / file for place, files in walk(name) for file in files if file.lower().endswith(suffixes)]
+            inside = sorted(path for path in inside if path.is_file())
             if not inside:
                 raise UserError(f"folder {name} holds no {thing}; expected files ending in {', '.join(sorted(suffixes))}.")
-            paths += inside
-            folders += [name] * len(inside)
-        elif (name.suffix.lower() in PICTURE_SUFFIXES) if sounds else is_sound(name):
+            found |= {path: found.get(path, name) for path in inside}
+        elif name.suffix.lower() in (PICTURE_SUFFIXES if sounds else SOUND_SUFFIXES):
             other = "picture" if sounds else "sound"
             raise UserError(f"{name} is a {other}; this checkpoint captions {thing}s. Give {thing}s, or a checkpoint trained on {other}s.")
         else:
-            paths.append(name)
-            folders.append(None)
-    return paths, folders
+            found.setdefault(name, None)
+    return list(found), list(found.values())
 
 
 def audio_of(models, checkpoints):
@@ -79,28 +124,35 @@ def audio_of(models, checkpoints):
     return audio
 
 
-def read_features(path, checkpoints):
+def read_features(path, models, checkpoints):
     """Read the images of a feature file that have captions.
 
     Args:
         path: feature file or directory.
-        checkpoints: the checkpoints that will caption them.
+        models: the captioners that will caption them.
+        checkpoints: what each is called in an error.
 
     Returns:
         Inputs; embeddings of a directory stay in their files.
+
+    Raises:
+        UserError: the file cannot be read, or its embeddings are not what a checkpoint needs.
     """
     import numpy as np
 
+    from features.content import check_compatible, checkpoint_kind
     from features.embeddings import MappedEmbeddings
     from features.store import load_features
 
     features = load_features(path)
+    for model, checkpoint in zip(models, checkpoints):
+        check_compatible(features.kind, checkpoint_kind(model.config, model.origin.encoder), path, checkpoint)
     rows, first = np.unique(features.caption_rows, return_index=True)
     embedding = features.clip_embedding
     if len(rows) < len(embedding):
         embedding = embedding.select(rows) if isinstance(embedding, MappedEmbeddings) else embedding[rows]
-    ids = [features.captions[int(number)]["image_id"] for number in first]
-    return Inputs(ids, [str(image_id) for image_id in ids], [embedding] * len(checkpoints), [], features.meta.get("encoder"))
+    ids = [plain_id(features.captions[int(number)]["image_id"]) for number in first]
+    return Inputs(ids, [str(image_id) for image_id in ids], [embedding] * len(models), [], features.meta.get("encoder"))
 
 
 def encode_files(paths, folders, encoders, are_sounds, say, **options):
@@ -134,7 +186,7 @@ def encode_files(paths, folders, encoders, are_sounds, say, **options):
     embeddings = []
     for embedding, rows in (encoded[id(encoder)] for encoder in encoders):
         embeddings.append(embedding[[rows[path] for path in paths]])  # joined by file: encoders may skip different ones
-    return Inputs(ids, [str(path) for path in paths], embeddings, paths, are_sounds=are_sounds)
+    return Inputs(ids, [printable_name(path) for path in paths], embeddings, paths, are_sounds=are_sounds)
 
 
 def encode_pictures(paths, encoder, skipped, batch_size, num_workers=None):

@@ -2,11 +2,12 @@
 
 import base64
 import io
+import unicodedata
 from pathlib import Path
 
 from common import UserError
+from features.image_ids import PICTURE_SUFFIXES, id_key, without_suffix
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".JPG", ".JPEG", ".PNG")
 LONGEST_SIDE = 320  # pixels, of a picture in a page
 PLOTTED = 12  # pictures in a grid
 MOST_PIXELS = 40_000_000  # larger files are not opened
@@ -17,31 +18,38 @@ class PictureFolders:
 
     def __init__(self, folders):
         """List the pictures in `folders`. Raises UserError when one of them does not exist."""
-        self.by_name, self.by_stem = {}, {}
+        self.by_stem = {}  # stem -> list of (name inside its folder, path)
         for folder in map(Path, folders):
             if not folder.is_dir():
                 raise UserError(f"--images {folder} is no folder; expected one with the pictures.")
             for path in sorted(folder.rglob("*")):
-                if path.suffix in SUFFIXES:
-                    self.by_name.setdefault(path.name, path)
-                    self.by_stem.setdefault(path.stem, path)
+                if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
+                    inside = _plain(path.relative_to(folder))
+                    self.by_stem.setdefault(without_suffix(inside).rpartition("/")[2], []).append((inside, path))
 
     def find(self, image_id, file_name=None):
         """Find the picture of an image: by its file name, else by its id as it is, in twelve digits, or as COCO names it.
 
         Returns:
-            Path, or None where there is none.
+            Path, or None where there is none, or several pictures may be meant.
         """
-        if file_name:
-            name = Path(str(file_name))
-            return self.by_name.get(name.name) or self.by_stem.get(name.stem)
-        text = str(image_id)
-        if text in self.by_name:
-            return self.by_name[text]
-        stems = [text, Path(text).stem]
-        if text.isdigit():
-            stems += [f"{int(text):012d}", *(f"COCO_{split}_{int(text):012d}" for split in ("train2014", "val2014", "test2014"))]
-        return next((self.by_stem[stem] for stem in stems if stem in self.by_stem), None)
+        names, key = [_plain(file_name or image_id)], id_key(image_id)
+        if not file_name and key.isdecimal():
+            names += [f"{key:0>12}", *(f"COCO_{split}_{key:0>12}" for split in ("train2014", "val2014", "test2014"))]
+        return next(filter(None, map(self._find, names)), None)
+
+    def _find(self, name):
+        """Find the one picture that a name fits best: all of it, its end, or its stem alone."""
+        several = self.by_stem.get(without_suffix(name).rpartition("/")[2], [])
+        whole = [path for inside, path in several if inside == name]
+        ends = [path for inside, path in several if f"/{inside}".endswith(f"/{name}") or f"/{name}".endswith(f"/{inside}")]
+        chosen = whole[:1] or ends or [path for _, path in several]
+        return chosen[0] if len(chosen) == 1 else None
+
+
+def _plain(name):
+    """Write a name with composed accents, and "/" between folders."""
+    return unicodedata.normalize("NFC", str(name)).replace("\\", "/")
 
 
 def open_picture(path):

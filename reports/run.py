@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common import Parser, UserError, one_line_errors, replace_file
 from reports import page
+from reports.files import find_scores, read_checked, read_lines
 from reports.pictures import PictureFolders, data_uri, picture_uri
 
 SHOWN = 8  # best captions, and as many of the worst
@@ -38,46 +39,6 @@ def find_run(out_dir, prefix):
     if len(stems) > 1:
         raise UserError(f"{out_dir} holds {len(stems)} runs: {', '.join(stems)}. Choose one with --prefix.")
     return stems[0]
-
-
-def read_json(path):
-    """Read a JSON file. Raises UserError where there is none."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no file {path}. Check the path.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}).") from error
-
-
-def read_lines(path):
-    """Read a .jsonl file as a list of dicts; a last line that a running job has not finished is left out."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
-
-
-def find_scores(out_dir, given):
-    """Read the score files that were given, or else those in the folder.
-
-    Returns:
-        List of (path, content).
-
-    Raises:
-        UserError: a file that was given holds no scores.
-    """
-    found = []
-    for path in map(Path, given) if given else sorted(Path(out_dir).glob("*.json")):
-        content = read_json(path) if given or path.stat().st_size else None
-        if isinstance(content, dict) and isinstance(content.get("scores"), dict) and "predictions_file" in content:
-            found.append((path, content))
-        elif given:
-            raise UserError(f"{path} holds no scores; expected what evaluate.py --out writes.")
-    return found
 
 
 def draw_curves(lines, title):
@@ -108,7 +69,7 @@ def show_progress(lines):
     if validated:
         names = {"val_loss": "loss", "val_gap": "grounding gap", "val_cider": "CIDEr x 100 (sample)", "val_distinct": "distinct"}
         names["val_ended"] = "ended"
-        shown = [line | ({"val_cider": 100 * line["val_cider"]} if "val_cider" in line else {}) for line in validated]
+        shown = [line | ({"val_cider": 100 * line["val_cider"]} if line.get("val_cider") is not None else {}) for line in validated]
         rows = [[f"{line['step']:,}", line["epoch"], *(_figure(line.get(name)) for name in names)] for line in shown]
         parts.append(page.folded(f"{len(rows)} validations", page.table(["step", "epoch", *names.values()], rows)))
         if validated[-1].get("val_collapse"):
@@ -119,17 +80,18 @@ def show_progress(lines):
 def show_scores(path, content, folders):
     """Show one score file: its table, and its best and worst captions."""
     intervals = content.get("intervals", {})
-    between = {name: " to ".join(f"{100 * end:.2f}" for end in ends) for name, ends in intervals.items()}
-    rows = [[name, f"{100 * value:.2f}", between.get(name, "")] for name, value in content["scores"].items()]
+    between = {name: " to ".join(map(_percent, ends)) for name, ends in intervals.items()}
+    rows = [[name, _percent(value), between.get(name, "")] for name, value in content["scores"].items()]
     variety = [[name.replace("_", " "), _figure(value)] for name, value in content.get("captions", {}).items()]
     about = f"{content.get('images', '?')} images, split {content.get('split') or 'not named'}, words by {content.get('tokeniser')}"
     parts = [page.paragraph(f"{about}; {content.get('predictions')} against {content.get('references')}.")]
+    parts += [page.paragraph(note, "note") for note in content.get("notes", [])]
     parts += [page.table(["score x 100", "", INTERVAL], rows), page.folded("what the captions are like", page.table(None, variety))]
     for domain, values in content.get("domains", {}).items():
         parts.append(page.paragraph(f"{domain}: " + ", ".join(f"{name} {_figure(value)}" for name, value in values.items())))
     beside = path.with_name(Path(str(content["predictions_file"])).name)
     if beside.is_file():
-        parts.append(show_extremes(read_json(beside), folders))
+        parts.append(show_extremes(read_checked(beside, "captions"), folders))
     else:
         parts.append(page.paragraph(f"{beside.name} is not beside {path.name}: its captions cannot be shown.", "note"))
     return page.section(f"Scores: {path.name}", *parts)
@@ -137,11 +99,11 @@ def show_scores(path, content, folders):
 
 def show_extremes(rows, folders):
     """Show the best and the worst captions by CIDEr, or by the first score without it, with the pictures that are found."""
-    rows = [row for row in rows if row.get("metrics")]
+    rows = [row for row in rows if row["metrics"]]
     if not rows:
         return ""
     metric = "CIDEr" if "CIDEr" in rows[0]["metrics"] else next(iter(rows[0]["metrics"]))
-    ordered = sorted(rows, key=lambda row: -row["metrics"].get(metric, 0))
+    ordered = sorted(rows, key=lambda row: -(row["metrics"].get(metric) or 0))
     count = min(SHOWN, (len(ordered) + 1) // 2)
     parts, pictured = [], 0
     for title, some in (("Best", ordered[:count]), ("Worst", ordered[count:][-count:][::-1])):
@@ -150,7 +112,7 @@ def show_extremes(rows, folders):
             where = folders.find(row["image_id"], row.get("file_name"))
             uri = picture_uri(where) if where else None
             pictured += uri is not None
-            shown.append({**row, "uri": uri, "note": f"{metric} {100 * row['metrics'][metric]:.1f}"})
+            shown.append({**row, "uri": uri, "note": f"{metric} {_percent(row['metrics'].get(metric), 1)}"})
         parts += [f"<h3>{title} captions by {page.text(metric)}</h3>", page.cards(shown)] if shown else []
     if not pictured:
         parts.append(page.paragraph("No pictures: give the folder they are in with --images.", "note"))
@@ -170,7 +132,7 @@ def show_samples(samples, folders):
     for row in rows_of(steps[-1]):
         where = folders.find(row["image_id"], row.get("file_name"))
         uri = picture_uri(where) if where else None
-        last.append({**row, "references": [row["reference"]], "uri": uri, "note": f"CIDEr {100 * row['cider']:.1f}"})
+        last.append({**row, "references": [row["reference"]], "uri": uri, "note": f"CIDEr {_percent(row['cider'], 1)}"})
     headings = ["image", "reference", "caption"]
     earlier = [
         page.folded(f"step {step:,}", page.table(headings, [[row["image_id"], row["reference"], row["caption"]] for row in rows_of(step)]))
@@ -198,6 +160,10 @@ def _plain(value):
     return value if isinstance(value, (str, int, float)) else json.dumps(value, ensure_ascii=False)
 
 
+def _percent(value, decimals=2):
+    return "" if value is None else f"{100 * value:.{decimals}f}"
+
+
 def _figure(value):
     return "" if value is None else f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
@@ -213,9 +179,9 @@ def build_report(out_dir, prefix=None, scores=(), images=()):
     """
     out_dir, stem, folders = Path(out_dir), find_run(out_dir, prefix), PictureFolders(images)
     found = find_scores(out_dir, scores)
-    lines, samples = read_lines(out_dir / f"{stem}{METRICS}"), read_lines(out_dir / f"{stem}_samples.jsonl")
+    lines, samples = read_lines(out_dir / f"{stem}{METRICS}", "log"), read_lines(out_dir / f"{stem}_samples.jsonl", "samples")
     path = out_dir / f"{stem}.json"
-    config = read_json(path) if path.is_file() else {}
+    config = read_checked(path, "config") if path.is_file() else {}
     parts = [page.section("Training", draw_curves(lines, stem) if lines else page.paragraph("No step yet."), show_progress(lines))]
     parts += [show_scores(path, content, folders) for path, content in found]
     if not found:

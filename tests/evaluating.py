@@ -1,22 +1,22 @@
 """What the tests of evaluate.py share: how it is run, and a small set of references and predictions."""
 
+import copy
 import json
 
-import pytest
+import helpers
 
 import evaluate
 
+VALUES = (
+    None, True, 0, -1, 2**63, 10**400, 1.5, float("nan"), float("inf"), "", " ", "\xb2", "\u0661", "1e3", "nul\0", "half \ud83d", "\udfff",
+    "a\nb\r\nc", "x" * 200_000, [], [1], {}, {"a": 1}, [[1]], "\x1b[2J", "'\"", "../../etc/passwd", "000000000001",
+)  # fmt: skip
 FAST = ["--metrics", "bleu", "rouge", "cider", "--bootstrap", "50"]
 
 
 def run(*words, code=0):
     words = [str(word) for word in words]
-    if code:
-        with pytest.raises(SystemExit) as end:
-            evaluate.main(words)
-        assert end.value.code == code
-    else:
-        assert evaluate.main(words) == 0
+    helpers.call(evaluate.main, words, code)
 
 
 def refuse(capsys, *words):
@@ -59,7 +59,7 @@ def stand_in_tower(mini_demo, monkeypatch):
     model, _ = clip.load(str(mini_demo / "weights/demo_clip.pt"), device="cpu")
 
     class Tower:
-        name, asked = "ViT-B/32", []
+        name, modality, width, asked = "ViT-B/32", "image", model.text_projection.shape[1], []
 
         def encode_text(self, texts):
             self.asked += texts
@@ -71,3 +71,28 @@ def stand_in_tower(mini_demo, monkeypatch):
 
     monkeypatch.setattr("models.encoders.text.load_text_tower", lambda name, device="cpu": None if name == "tinyvit" else Tower())
     return Tower
+
+
+def places(content):
+    """List the paths to every value inside a structure of lists and dicts."""
+    found = [()]
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ():
+        found += [(key, *path) for path in places(value)]
+    return found
+
+
+def mutate(content, draw):
+    """Replace, remove or double a value somewhere in a structure."""
+    content = copy.deepcopy(content)
+    *path, last = draw.choice(places(content)[1:])
+    inside = content
+    for key in path:
+        inside = inside[key]
+    what = draw.randrange(4)
+    if what == 0:
+        del inside[last]
+    elif what == 1 and isinstance(inside, list):
+        inside.append(inside[last])
+    else:
+        inside[last] = draw.choice(VALUES)
+    return content

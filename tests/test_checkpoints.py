@@ -5,11 +5,10 @@ import json
 
 import pytest
 import torch
+from helpers import captioner
 
 from common import UserError
-from models.captioner import ClipCaptionModel
 from models.checkpoints import config_path, load_checkpoint, save_checkpoint, save_config
-from models.config import CaptionConfig
 from models.decoding import generate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -17,15 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def build(folder, mapping_type="mlp", tune="full", seed=1):
     """A captioner over the tiny GPT-2 of `folder`, with random weights, and its config file beside where it will be saved."""
-    from models.weights import load_language_model, load_tokenizer
-
-    gpt = load_language_model(str(folder))
-    config = CaptionConfig(
-        "ViT-B/32", 32, prefix_length=4, clip_length=3, mapping_type=mapping_type, num_layers=2, gpt2_type=str(folder), tune=tune,
-        gpt_config=gpt.config.to_diff_dict(),
-    )
-    torch.manual_seed(seed)
-    return ClipCaptionModel(config, gpt, load_tokenizer(str(folder))).eval()
+    return captioner(folder, seed=seed, clip_length=3, num_layers=2, mapping_type=mapping_type, tune=tune).eval()
 
 
 def save(model, path, full=False):

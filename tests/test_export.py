@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from helpers import captioner
 from safetensors.torch import load_file
 
 import tiny
 import weight_files
 from benchmarks import published
 from models.checkpoints import config_path, load_checkpoint, save_checkpoint, save_config
-from models.config import CaptionConfig
 from models.decoding import generate
 from models.hub import HubCaptionModel, main
 
@@ -20,13 +20,7 @@ STOP = 13
 
 def build(folder, mapping_type="mlp", **fields):
     """A captioner of random weights over the tiny GPT-2 of `folder`."""
-    from models.weights import load_language_model, load_tokenizer
-
-    gpt = load_language_model(str(folder))
-    torch.manual_seed(4)
-    config = CaptionConfig("ViT-B/32", 32, prefix_length=4, clip_length=3, mapping_type=mapping_type, num_layers=2, gpt2_type=str(folder),
-                           gpt_config=gpt.config.to_diff_dict(), **fields)  # fmt: skip
-    return HubCaptionModel(config, gpt, load_tokenizer(str(folder))).eval()
+    return captioner(folder, HubCaptionModel, seed=4, clip_length=3, num_layers=2, mapping_type=mapping_type, **fields).eval()
 
 
 def logits_of(model, embedding):

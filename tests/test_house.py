@@ -15,7 +15,7 @@ PACKAGES = ("models", "features", "reports", "evaluation", "training", "predicti
 # Who may import what of ours, besides itself and common. Scripts may import the packages, not one another.
 ALLOWED = {
     "features": (),
-    "reports": (),
+    "reports": ("features.schema", "features.image_ids"),
     "models": ("features.encoder_names",),
     "prediction": ("models", "features", "reports"),
     "evaluation": ("models", "features", "reports", "prediction"),

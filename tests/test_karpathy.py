@@ -1,8 +1,10 @@
 """parse_coco.py on Karpathy's dataset_coco.json and on nocaps."""
 
+import functools
 import json
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ import train
 from features.store import load_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+error_line = functools.partial(helpers.error_line, parse_coco.main)
 OUT = "data/coco/oscar_split_ViT-B_32_{}.pkl"
 SPLITS = ["train", "restval", "val", "test", "train", "restval"]
 
@@ -40,14 +43,6 @@ def write_json(path, content):
 
 def parse(*words):
     return parse_coco.main(["--annotations", "data/coco/annotations/dataset_coco.json", "--num_workers", "0", *words])
-
-
-def error_line(capsys, argv):
-    with pytest.raises(SystemExit) as caught:
-        parse_coco.main(argv)
-    lines = capsys.readouterr().err.splitlines()
-    assert caught.value.code == 2 and len(lines) == 1 and lines[0].startswith("parse_coco.py: error: "), lines
-    return lines[0]
 
 
 def test_train_and_restval_are_the_papers_training_set(tree):

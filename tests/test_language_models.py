@@ -4,16 +4,15 @@ import dataclasses
 
 import pytest
 import torch
+from helpers import captioner
 from torch.nn import functional as F
 
 import predict
 import tiny
 import train
-from models.captioner import ClipCaptionModel
 from models.checkpoints import load_checkpoint
-from models.config import CaptionConfig
 from models.decoding import generate
-from models.weights import load_language_model, load_tokenizer
+from models.weights import load_language_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PACKED = ("gpt2", "opt", "llama", "qwen2", "qwen3")
@@ -31,9 +30,7 @@ def language_models(tmp_path_factory):
 
 
 def build(folder, **more):
-    torch.manual_seed(0)
-    config = CaptionConfig("ViT-B/32", CLIP_WIDTH, prefix_length=P, gpt2_type=str(folder), **more)
-    return ClipCaptionModel(config, load_language_model(str(folder)), load_tokenizer(str(folder))).eval()
+    return captioner(folder, seed=0, clip_width=CLIP_WIDTH, prefix_length=P, **more).eval()
 
 
 def caption_data(model, captions_an_image=4, images=6):

@@ -5,6 +5,7 @@ import json
 import shlex
 from pathlib import Path
 
+import helpers
 import numpy as np
 import pytest
 import soundfile
@@ -66,12 +67,7 @@ def run(*words):
 
 
 def error_line(capsys, *words):
-    """Run with `words`, which must fail → its one line on stderr."""
-    with pytest.raises(SystemExit) as end:
-        parse_clotho.main([*map(str, words), "--device", "cpu"])
-    assert end.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    return line
+    return helpers.error_line(parse_clotho.main, capsys, [*words, "--device", "cpu"])
 
 
 def test_the_published_command_line_then_train_then_predict(tree, tiny_gpt2, capsys):

@@ -1,6 +1,7 @@
 """parse_coco.py from the command line, in trees laid out as COCO is."""
 
 import csv
+import functools
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
 
@@ -20,6 +22,7 @@ import tiny
 from features.store import load_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+error_line = functools.partial(helpers.error_line, parse_coco.main)
 PUBLISHED_OUT = Path("data/coco/oscar_split_ViT-B_32_train.pkl")
 
 
@@ -50,15 +53,6 @@ def expected_embedding(path, weights="data/weights/ViT-B-32.pt"):
     model, preprocess = clip.load(weights, device="cpu")
     with torch.no_grad():
         return model.encode_image(preprocess(Image.open(path))[None])[0]
-
-
-def error_line(capsys, argv):
-    """Run main with `argv`, which must fail → its one line on stderr."""
-    with pytest.raises(SystemExit) as caught:
-        parse_coco.main(argv)
-    lines = capsys.readouterr().err.splitlines()
-    assert caught.value.code == 2 and len(lines) == 1 and lines[0].startswith("parse_coco.py: error: "), lines
-    return lines[0]
 
 
 def files():

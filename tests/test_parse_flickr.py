@@ -1,9 +1,11 @@
 """parse_flickr.py on the forms Flickr30k and Flickr8k come in."""
 
 import csv
+import functools
 import json
 from pathlib import Path
 
+import helpers
 import pytest
 
 import parse_flickr
@@ -12,6 +14,7 @@ import train
 from features.store import load_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+error_line = functools.partial(helpers.error_line, parse_flickr.main)
 THIRTY, EIGHT = "data/flickr30k/oscar_split_ViT-B_32_{}.pkl", "data/flickr8k/oscar_split_ViT-B_32_{}.pkl"
 SPLITS = ("train", "val", "test")
 
@@ -32,14 +35,6 @@ def tree(workdir):
 
 def images_of(path):
     return {caption["image_id"] for caption in load_features(path).captions}
-
-
-def error_line(capsys, argv):
-    with pytest.raises(SystemExit) as caught:
-        parse_flickr.main(argv)
-    lines = capsys.readouterr().err.splitlines()
-    assert caught.value.code == 2 and len(lines) == 1 and lines[0].startswith("parse_flickr.py: error: "), lines
-    return lines[0]
 
 
 def test_results_csv_is_split_by_image_and_its_malformed_row_is_read(tree, capsys):

@@ -1,11 +1,13 @@
 """parse_folder.py from the command line, in folders laid out as people keep their pictures."""
 
 import csv
+import functools
 import json
 import sys
 import types
 from pathlib import Path
 
+import helpers
 import hypothesis
 import pytest
 import torch
@@ -19,6 +21,7 @@ from features.store import load_features
 from models.encoders import load_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+error_line = functools.partial(helpers.error_line, parse_folder.main)
 ONE_FILE = ["--val_share", "0", "--out", "out.pkl"]
 
 
@@ -42,15 +45,6 @@ def texts(path="out.pkl"):
     for caption in load_features(path).captions:
         found.setdefault(caption["image_id"], []).append(caption["caption"])
     return found
-
-
-def error_line(capsys, argv):
-    """Run main with `argv`, which must fail → its one line on stderr."""
-    with pytest.raises(SystemExit) as caught:
-        parse_folder.main(argv)
-    lines = capsys.readouterr().err.splitlines()
-    assert caught.value.code == 2 and len(lines) == 1 and lines[0].startswith("parse_folder.py: error: "), lines
-    return lines[0]
 
 
 def test_a_metadata_csv_gives_two_files_that_train(photos, tiny_gpt2, capsys):

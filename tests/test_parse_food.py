@@ -1,7 +1,9 @@
 """parse_food.py from the command line, in the food set's folder as Kaggle's archive unpacks it."""
 
+import functools
 from pathlib import Path
 
+import helpers
 import pytest
 
 import parse_food
@@ -10,6 +12,7 @@ import train
 from features.store import load_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+error_line = functools.partial(helpers.error_line, parse_food.main)
 CAPTIONS = "Index,Captions\n" + "".join(f'{number},"Dish {number}, with sauce."\n' for number in range(10))
 
 
@@ -34,15 +37,6 @@ def texts(path="data/ViT-B_32_train.pkl"):
     for caption in load_features(path).captions:
         found.setdefault(caption["image_id"], []).append(caption["caption"])
     return found
-
-
-def error_line(capsys, argv):
-    """Run main with `argv`, which must fail → its one line on stderr."""
-    with pytest.raises(SystemExit) as caught:
-        parse_food.main(argv)
-    lines = capsys.readouterr().err.splitlines()
-    assert caught.value.code == 2 and len(lines) == 1 and lines[0].startswith("parse_food.py: error: "), lines
-    return lines[0]
 
 
 def test_the_published_lines_write_the_published_files_and_train(food, capsys):

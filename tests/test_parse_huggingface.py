@@ -1,5 +1,6 @@
 """parse_huggingface.py from the command line, on data sets saved to disk, as parquet, and as a folder of pictures."""
 
+import functools
 import json
 import os
 import pickle
@@ -8,6 +9,7 @@ import types
 from pathlib import Path
 
 import datasets
+import helpers
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ from features.store import load_features
 from features.tables import texts_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+error_line = functools.partial(helpers.error_line, parse_huggingface.main)
 CAPTIONS = ["一只猫 🐈", "Two dogs.", "A plate of food.", "Late evening ✨ #sun", "A train.", "Kites at the beach."]
 
 
@@ -44,15 +47,6 @@ def rows_of(path):
     """Feature file → [(image_id, caption)], embeddings of the captions [C, D]."""
     features = load_features(path)
     return [(row["image_id"], row["caption"]) for row in features.captions], features.clip_embedding[torch.tensor(features.caption_rows)]
-
-
-def error_line(capsys, argv):
-    """Run main with `argv`, which must fail → its one line on stderr."""
-    with pytest.raises(SystemExit) as caught:
-        parse_huggingface.main(argv)
-    lines = capsys.readouterr().err.splitlines()
-    assert caught.value.code == 2 and len(lines) == 1 and lines[0].startswith("parse_huggingface.py: error: "), lines
-    return lines[0]
 
 
 def test_a_data_set_saved_to_disk_gives_a_file_a_split_that_trains(world, tiny_gpt2):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import error_line
 
 import parse_folder
 import parse_huggingface
@@ -41,22 +42,12 @@ def photos(workdir):
     return workdir
 
 
-def error_line(main, capsys, *words):
-    """Run a script that must end in one line. Returns it."""
-    with pytest.raises(SystemExit) as caught:
-        main(list(words))
-    assert caught.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
 # -- One writer --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_second_run_with_the_same_out_ends_in_one_line(photos, capsys):
     with claim_output("one.pkl"):
-        line = error_line(parse_folder.main, capsys, "photos", "--val_share", "0", "--out", "one.pkl")
+        line = error_line(parse_folder.main, capsys, ["photos", "--val_share", "0", "--out", "one.pkl"])
     assert "one.pkl is being written by" in line
     assert not Path("one.pkl").exists()
     assert parse_folder.main(["photos", "--val_share", "0", "--out", "one.pkl"]) == 0
@@ -211,9 +202,9 @@ def test_a_split_that_is_a_column_is_chosen_by_its_name(streaming, photos, capsy
         assert parse_huggingface.main(["t.csv", "--out", "o.pkl", *words, *streaming]) == 0
         assert [caption["caption"] for caption in load_features("o.pkl").captions] == [f"Picture {n}." for n in expected]
     if not streaming:
-        assert "no row with split val; there are test, train" in error_line(parse_huggingface.main, capsys, "t.csv", "--split", "val")
-        assert "has no column x" in error_line(parse_huggingface.main, capsys, "t.csv", "--where", "x=1")
-        assert "expected COLUMN=VALUE" in error_line(parse_huggingface.main, capsys, "t.csv", "--where", "x")
+        assert "no row with split val; there are test, train" in error_line(parse_huggingface.main, capsys, ["t.csv", "--split", "val"])
+        assert "has no column x" in error_line(parse_huggingface.main, capsys, ["t.csv", "--where", "x=1"])
+        assert "expected COLUMN=VALUE" in error_line(parse_huggingface.main, capsys, ["t.csv", "--where", "x"])
 
 
 # -- What goes together ------------------------------------------------------------------------------------------------------
@@ -255,10 +246,10 @@ def test_validation_data_of_another_kind_is_refused_before_training(photos, tiny
         with open("o_val.pkl", "wb") as file:
             pickle.dump({**content, "meta": content["meta"] | change}, file)
         words = f"--data o.pkl --val_data o_val.pkl --out_dir out --gpt2_type {tiny_gpt2} --device cpu".split()
-        assert said in error_line(train.main, capsys, *words)
+        assert said in error_line(train.main, capsys, words)
     with open("o_val.pkl", "wb") as file:
         pickle.dump({**content, "clip_embedding": content["clip_embedding"][:, None].repeat(1, 3, 1)}, file)
-    assert "o_val.pkl holds several embeddings per image" in error_line(train.main, capsys, *words)
+    assert "o_val.pkl holds several embeddings per image" in error_line(train.main, capsys, words)
 
 
 def test_the_next_command_is_training_only_after_training_data(photos, capsys):

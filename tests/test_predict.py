@@ -1,12 +1,19 @@
 """predict.py as its users run it: pictures, folders and feature files in; screen, csv, json, jsonl and a picture out."""
 
 import csv
+import io
 import json
+import os
+import pickle
+import sys
 
+import helpers
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import evaluate
 import predict
 import tiny
 import train
@@ -39,12 +46,7 @@ def here(trained, monkeypatch):
 
 def run(*words, code=0):
     words = ["--device", "cpu", "--entry_length", "8", *map(str, words)]
-    if code:
-        with pytest.raises(SystemExit) as end:
-            predict.main(words)
-        assert end.value.code == code
-    else:
-        assert predict.main(words) == 0
+    helpers.call(predict.main, words, code)
 
 
 TUNED, FROZEN = "out/tuned-002.pt", "out/frozen-002.pt"
@@ -194,3 +196,83 @@ def test_a_checkpoint_without_an_encoder_asks_for_one(here, capsys):
     run("-C", "out/unknown.pt", "photos", code=2)
     assert "Give --clip_model_type" in capsys.readouterr().err
     run("-C", "out/unknown.pt", "photos", "--clip_model_type", "ViT-B/32")
+
+
+# -- Files and names of any kind -------------------------------------------------------------------------------------------
+
+
+class Picky:
+    """An encoder that cannot read one picture; its embedding is the picture's own number."""
+
+    def __init__(self, refused):
+        self.refused, self.device, self.many_views, self.width, self.pooling = refused, torch.device("cpu"), False, 1, "pooled"
+
+    def preprocess(self, path):
+        if path.name == self.refused:
+            raise ValueError("cannot be read")
+        return torch.tensor([float(path.stem)])
+
+    def encode(self, batch):
+        return batch
+
+
+def test_encoders_that_skip_different_pictures_are_joined_by_picture(tmp_path):
+    from prediction.inputs import encode_files
+
+    paths = [tmp_path / f"{number}.jpg" for number in range(5)]
+    said = []
+    encoders = [Picky("1.jpg"), Picky("3.jpg")]
+    inputs = encode_files(paths, [tmp_path] * 5, [*encoders, encoders[0]], False, said.append, batch_size=2, num_workers=0)
+    assert inputs.ids == ["0.jpg", "2.jpg", "4.jpg"] and [path.name for path in inputs.paths] == inputs.ids
+    assert [embedding.flatten().tolist() for embedding in inputs.embeddings] == [[0, 2, 4]] * 3
+    assert len(said) == 2 and "1.jpg" in said[0] and "3.jpg" in said[1]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_names_and_captions_that_a_terminal_cannot_show_are_escaped_and_cost_no_file(here, monkeypatch, encoding):
+    names = [b"odd/caf\xe9.jpg", "odd/雨😀.jpg".encode()]
+    for number, name in enumerate(names):
+        tiny.save_picture(os.fsdecode(b"plain.jpg"), number)
+        os.makedirs("odd", exist_ok=True)
+        os.replace("plain.jpg", name)
+    for suffix in ("csv", "jsonl", "json"):
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr(sys, "stdout", terminal)
+        run("-C", TUNED, "odd", "--text_prompt", "雨 …", "--out", f"odd.{suffix}")
+        monkeypatch.undo()
+        os.chdir(here)
+        terminal.flush()
+        assert f"wrote odd.{suffix}".encode() in terminal.buffer.getvalue()
+        text = open(f"odd.{suffix}", encoding="utf-8").read()
+        assert "雨 …" in text and "雨😀.jpg" in text and "caf\\xe9.jpg" in text.replace("\\\\", "\\")
+
+
+def test_ids_of_numpy_and_torch_and_half_emoji_are_written(here):
+    ids = [np.int64(7), torch.tensor(8), np.array([9]), "half \ud83d", 10]
+    captions = [{"image_id": image_id, "caption": "a dog \ud83d", "clip_embedding": row} for row, image_id in enumerate(ids)]
+    with open("ids.pkl", "wb") as file:
+        pickle.dump({"clip_embedding": torch.randn(5, 512), "captions": captions}, file)
+    for suffix in ("csv", "jsonl", "json"):
+        run("-C", TUNED, "--data", "ids.pkl", "--out", f"ids.{suffix}")
+    assert [row["image_id"] for row in json.load(open("ids.json"))] == [7, 8, 9, "half \ufffd", 10]
+    words = ["--data", "ids.pkl", "--metrics", "rouge", "--bootstrap", "0", "--out", "scores.json"]
+    for suffix in ("csv", "jsonl", "json"):
+        evaluate.main(["--predictions", f"ids.{suffix}", *words])
+        assert len(json.load(open("scores.predictions.json", encoding="utf-8"))) == 5
+
+
+def test_embeddings_of_another_encoder_or_form_are_refused_before_anything_is_decoded(here, capsys):
+    from features.store import load_features, save_features
+
+    features = load_features("oscar_split_ViT-B_32_train.pkl")
+    for name, embedding, meta, expected in (
+        ("other.pkl", features.clip_embedding, {"encoder": "ViT-B/16"}, "holds embeddings of ViT-B/16"),
+        ("normal.pkl", features.clip_embedding, {"encoder": "ViT-B/32", "normalized": True}, "holds normalised embeddings"),
+        ("several.pkl", features.clip_embedding[:, None].repeat(1, 3, 1), {"encoder": "ViT-B/32"}, "several embeddings per image"),
+    ):  # fmt: skip
+        save_features(name, embedding, features.captions, {**features.meta, **meta})
+        run("-C", TUNED, "--data", name, code=2)
+        assert expected in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            evaluate.main(["--checkpoint", TUNED, "--data", name, "--metrics", "rouge", "--device", "cpu"])
+        assert expected in capsys.readouterr().err

@@ -1,7 +1,9 @@
 """Prompted training: what is read, what is predicted, what is decoded once and kept, what is saved."""
 
 import json
+import shutil
 
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -127,12 +129,7 @@ def data(workdir, tiny_gpt2):
 def run(tiny_gpt2, *more, code=0):
     words = ["--data", "train.pkl", "--out_dir", "out", "--gpt2_type", tiny_gpt2, "--device", "cpu", "--prefix_length", P]
     words += ["--bs", 5, "--warmup_steps", 0, "--lr", "3e-3", "--log_every", 1, "--mixed_precision", "no", *more]
-    if code:
-        with pytest.raises(SystemExit) as end:
-            train.main(list(map(str, words)))
-        assert end.value.code == code
-    else:
-        assert train.main(list(map(str, words))) == 0
+    helpers.call(train.main, words, code)
 
 
 PROMPTED = ["--prompt", PROMPT, "--base_checkpoint", "out/base-003.pt"]
@@ -160,6 +157,7 @@ def test_base_captions_are_decoded_once_and_made_again_for_another_base(data, ti
 
 @pytest.mark.parametrize("base_tune", ["full", "mapper"])
 def test_a_prompted_checkpoint_holds_its_base_and_follows_what_it_says(data, tiny_gpt2, base_tune):
+    shutil.rmtree("out", ignore_errors=True)
     run(tiny_gpt2, "--prefix", "base", "--epochs", 4, "--tune", base_tune)
     run(tiny_gpt2, *PROMPTED, "--epochs", 2, "--val_data", "train.pkl")
     losses = [json.loads(line).get("loss") for line in open("out/coco_prefix_metrics.jsonl")]

@@ -1,6 +1,7 @@
 """The page of a run: what it shows, what it escapes, what it refuses, and how a browser takes it."""
 
 import json
+import random
 import re
 import shutil
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ from PIL import Image
 
 import evaluate
 import tiny
-from evaluating import write, write_coco
+from evaluating import mutate, write, write_coco
 from reports import page
 from reports.pictures import PictureFolders, picture_uri
 from reports.run import main
@@ -112,6 +113,28 @@ def test_a_mistake_is_one_line(run_folder, capsys, words, message):
     assert end.value.code == 2 and len(lines) == 1 and message in lines[0]
 
 
+def test_drawn_changes_of_what_a_run_left_end_with_a_page_or_one_line(run_folder, capsys, monkeypatch):
+    monkeypatch.setattr("reports.plots.plot_training", lambda lines, title, path: path.write_text(str(sum(line["step"] for line in lines))))
+    draw, ended = random.Random(3), {0: 0, 2: 0}
+    names = ("scores.json", "scores.predictions.json", "toy.json", "toy_metrics.jsonl", "toy_samples.jsonl")
+    kept = {name: Path("out", name).read_text() for name in names}
+    for _ in range(250):
+        name = draw.choice(names)
+        if name.endswith(".jsonl"):
+            rows = mutate([json.loads(line) for line in kept[name].splitlines()[:10]], draw)
+            write(f"out/{name}", "\n".join(map(json.dumps, rows)))
+        else:
+            write(f"out/{name}", json.dumps(mutate(json.loads(kept[name]), draw)))
+        try:
+            code = main(["out", "--out", "page.html"])
+        except SystemExit as end:
+            code = end.code
+            assert len(capsys.readouterr().err.splitlines()) == 1
+        ended[code] += 1
+        write(f"out/{name}", kept[name])
+    assert min(ended.values()) > 30, ended
+
+
 def test_several_runs_in_a_folder_want_a_name_and_a_run_without_scores_says_how(run_folder, capsys):
     Path("out/scores.json").unlink()
     write("out/b_metrics.jsonl", "")
@@ -132,6 +155,11 @@ def test_pictures_are_found_by_name_id_and_stem(workdir):
     assert [path and path.name for path in names] == [
         "rain 1.png", "COCO_val2014_000000000007.jpg", "000000000009.jpg", "odd.jpeg", "odd.jpeg", None, None,
     ]  # fmt: skip
+    for name in ("q/a/1.jpg", "q/b/1.jpg", "q/cat.jpg", "q/cat.png"):
+        tiny.save_picture(workdir / name, seed=1)
+    found = PictureFolders(["q"])
+    shown = [found.find(name) for name in ("b/1.jpg", "b\\1.jpg", "1.jpg", "cat.png", "cat", "\xb2")]
+    assert [path and str(path) for path in shown] == ["q/b/1.jpg", "q/b/1.jpg", None, "q/cat.png", None, None]
     assert picture_uri(Path("p/broken.jpg")) is None and picture_uri(names[0]).startswith("data:image/jpeg;base64,")
 
 

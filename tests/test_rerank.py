@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 class PlainTower:
     """A text tower of three directions: a text points where its last word says."""
 
-    name = "any"
+    modality, width = "image", 3
 
     def encode_text(self, texts):
         return torch.stack([torch.eye(3)["xyz".index(text[-1])] for text in texts])

@@ -6,14 +6,13 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers import captioner
+from helpers import train_tiny as run
 
 import tiny
 import train
-from models.captioner import ClipCaptionModel
 from models.checkpoints import load_checkpoint
-from models.config import CaptionConfig
 from models.decoding import generate
-from models.weights import load_language_model, load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,31 +33,12 @@ def data(workdir):
     return workdir
 
 
-def run(folder, *more, code=0):
-    words = ["--data", "train.pkl", "--out_dir", "out", "--gpt2_type", str(folder), "--device", "cpu", "--prefix_length", "4"]
-    words += ["--bs", "6", "--warmup_steps", "0", "--lr", "1e-3", "--log_every", "1", "--mixed_precision", "no", *map(str, more)]
-    if "--warmup_ratio" in words:
-        del words[words.index("--warmup_steps") : words.index("--warmup_steps") + 2]
-    if code:
-        with pytest.raises(SystemExit) as end:
-            train.main(words)
-        assert end.value.code == code
-    else:
-        assert train.main(words) == 0
-
-
 def weights(path):
     return torch.load(path, weights_only=True)
 
 
 def losses(prefix):
     return [json.loads(line)["loss"] for line in open(f"out/{prefix}_metrics.jsonl")]
-
-
-def build(folder, tune, **more):
-    config = CaptionConfig("ViT-B/32", 32, prefix_length=4, gpt2_type=str(folder), tune=tune, **more)
-    config.lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"} if tune == "lora" else None
-    return ClipCaptionModel(config, load_language_model(str(folder)), load_tokenizer(str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +89,7 @@ def test_gradient_checkpointing_runs_each_block_again_and_changes_no_bit(data, l
 def test_rates_and_decay_fall_where_they_should(language_models):
     from training.optimizer import parameter_groups
 
-    model = build(language_models / "gpt2", "full")
+    model = captioner(language_models / "gpt2", tune="full")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = parameter_groups(dict(model.named_parameters()), 1e-3, 1e-4, 0.1)
     assert len(groups) == 4 and sum(len(group["params"]) for group in groups) == len(names)
@@ -161,7 +141,7 @@ def test_activations_are_counted_as_they_are_kept(language_models, data):
     from training.data import load_data, tokenize_data
     from training.setup import count_activations
 
-    model = build(language_models / "gpt2", "mapper")
+    model = captioner(language_models / "gpt2", tune="mapper")
     options = argparse.Namespace(stop_token=None, prefix_length=4, cut_captions=False, ignore_index=None, bs=6, accumulate=1)
     vars(options).update(sampling="images", gradient_checkpointing=False)
     captions = tokenize_data(load_data(["train.pkl"], False, print), model, options, print, "train.pkl")
@@ -192,7 +172,7 @@ def several(images=5, vectors=3, seed=0):
 @pytest.mark.parametrize("normalize", [False, True])
 def test_absent_vectors_change_nothing_and_present_ones_do(language_models, normalize):
     sizes = {"mapping_type": "transformer", "num_layers": 2, "embeddings_per_image": 3, "normalize_prefix": normalize}
-    model = build(language_models / "gpt2", "mapper", **sizes).eval()
+    model = captioner(language_models / "gpt2", tune="mapper", **sizes).eval()
     assert model.clip_project.linear.weight.shape == (64, 32)
     embeddings = several()
     with torch.no_grad():
@@ -207,7 +187,7 @@ def test_absent_vectors_change_nothing_and_present_ones_do(language_models, norm
 @pytest.mark.parametrize("mapping_type", ["mlp", "linear"])
 def test_a_mapper_of_one_vector_refuses_several(language_models, mapping_type):
     with pytest.raises(ValueError, match="hold 3 embeddings per image.*take --mapping_type transformer"):
-        build(language_models / "gpt2", "mapper", mapping_type=mapping_type, embeddings_per_image=3)
+        captioner(language_models / "gpt2", tune="mapper", mapping_type=mapping_type, embeddings_per_image=3)
 
 
 def test_a_model_trains_on_several_embeddings_an_image(data, language_models, monkeypatch):

@@ -5,16 +5,16 @@ import re
 
 import pytest
 import torch
+from helpers import captioner
+from helpers import train_tiny as run
 
 import tiny
-import train
 from interrupted import dies_at_save
 from models.captioner import ClipCaptionModel
 from models.checkpoints import load_checkpoint
-from models.config import CaptionConfig
 from models.decoding import generate
 from models.operators import accelerate_model
-from models.weights import load_language_model, load_tokenizer
+from models.weights import load_language_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TUNINGS = ("full", "mapper", "ends", "head", "lora")
@@ -46,31 +46,12 @@ def data(workdir):
     return workdir
 
 
-def run(folder, *more, code=0):
-    words = ["--data", "train.pkl", "--out_dir", "out", "--gpt2_type", str(folder), "--device", "cpu", "--prefix_length", "4"]
-    words += ["--bs", "6", "--warmup_steps", "0", "--lr", "1e-3", "--log_every", "1", "--mixed_precision", "no", *map(str, more)]
-    if "--warmup_ratio" in words:
-        del words[words.index("--warmup_steps") : words.index("--warmup_steps") + 2]
-    if code:
-        with pytest.raises(SystemExit) as end:
-            train.main(words)
-        assert end.value.code == code
-    else:
-        assert train.main(words) == 0
-
-
 def weights(path):
     return torch.load(path, weights_only=True)
 
 
 def losses(prefix):
     return [json.loads(line)["loss"] for line in open(f"out/{prefix}_metrics.jsonl")]
-
-
-def build(folder, tune, **more):
-    config = CaptionConfig("ViT-B/32", 32, prefix_length=4, gpt2_type=str(folder), tune=tune, **more)
-    config.lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"} if tune == "lora" else None
-    return ClipCaptionModel(config, load_language_model(str(folder)), load_tokenizer(str(folder)))
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -148,7 +129,7 @@ def test_options_that_shape_the_result_are_part_of_what_a_run_is(data, language_
 
 @pytest.mark.parametrize("tune", TUNINGS)
 def test_what_has_no_trained_parameters_has_no_dropout(language_models, tune):
-    model = build(language_models / "gpt2", tune).train()
+    model = captioner(language_models / "gpt2", tune=tune).train()
     blocks = [block.training for block in model.gpt.transformer.h]
     expected = {"full": [True] * 4, "ends": [True, False, False, True]}.get(tune, [False] * 4)
     assert blocks == expected and model.clip_project.training
