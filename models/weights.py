@@ -3,9 +3,11 @@
 A site without a network puts files under data/weights/ (see data/README.md) and never waits for a hub.
 """
 
+import copy
 import os
 import pickle
 import struct
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,6 +17,8 @@ from common import UserError
 # The hub's full names of models known by a short one.
 HUB_NAMES = {"distilgpt2": "distilbert/distilgpt2"}
 HUB_NAMES |= {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+# Fields of a language model's config that this program decides.
+NOT_PASSED = ("model_type", "transformers_version", "dtype", "torch_dtype", "attn_implementation", "quantization_config", "auto_map")
 PROBE_SECONDS = 4  # the library itself waits most of a minute per name for an unreachable hub
 # What readers of weights, images and archives raise on a file that is damaged or of another kind.
 READ_ERRORS = (
@@ -268,18 +272,36 @@ def load_language_model_config(name):
     return load_from_library(load, name, "language model's config")
 
 
-def build_language_model(gpt_config):
-    """Make a causal language model from its config as a dict. Its weights are not initialised: load them next."""
+def build_language_model(gpt_config, size=None):
+    """Make a causal language model from its config as a dict. Its weights are not initialised: load them next.
+
+    Args:
+        gpt_config: the config, which may come from a stranger.
+        size: of the weights to load, in bytes; None makes a model without memory.
+
+    Raises:
+        UserError: transformers makes no model of it, or one that is larger than the weights.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    fields = {name: value for name, value in gpt_config.items() if name not in ("model_type", "transformers_version", "dtype")}
-    config = AutoConfig.for_model(gpt_config["model_type"], **fields)
-    with no_init_weights():  # drawing 124M numbers takes seconds
-        try:
-            gpt = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-        except ValueError:  # a language model without SDPA
-            gpt = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    fields = {name: value for name, value in gpt_config.items() if name not in NOT_PASSED and not name.startswith("_")}
+
+    def build():
+        config = AutoConfig.for_model(gpt_config["model_type"], **copy.deepcopy(fields))
+        settings = {"dtype": torch.float32, "trust_remote_code": False}
+        with no_init_weights():  # drawing 124M numbers takes seconds
+            try:
+                return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", **settings)
+            except ValueError:  # a language model without SDPA
+                return AutoModelForCausalLM.from_config(config, attn_implementation="eager", **settings)
+
+    try:
+        gpt = refuse_oversized(build, sys.maxsize if size is None else size)
+        if size is not None:
+            gpt = build()
+    except Exception as error:  # the config's class and the model's raise whatever a wrong value leads to
+        raise UserError(f"gpt_config describes no language model that fits the weights: {first_line(error, 300)}") from error
     gpt.tie_weights()
     return gpt
