@@ -184,12 +184,13 @@ def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
         What `load` returns.
 
     Raises:
-        UserError: none of the places has `name`; or `load` raised it.
+        UserError: none of the places has `name`; it comes with code of its own; or `load` raised it.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
+    load = _without_code(load, what)
     name = os.path.expanduser(name)
     is_path = name.startswith((".", "/"))
     folder = Path(name) if is_path and Path(name).exists() else find_weights(name)
@@ -228,6 +229,20 @@ def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
     )
 
 
+def _without_code(load, what):
+    """Wrap the function that load_from_library calls: transformers' refusal to run a stranger's code becomes one line of ours."""
+
+    def wrapped(source, local_files_only):
+        try:
+            return load(source, local_files_only=local_files_only)
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise UserError(f"{source} is a {what} with code of its own, which is never run. Take one that transformers knows.") from error
+
+    return wrapped
+
+
 def load_language_model(name):
     """Load a causal language model by name or folder, on the CPU, in float32 and eval mode, with SDPA attention where it has that.
 
@@ -241,7 +256,7 @@ def load_language_model(name):
     logging.disable_progress_bar()  # it would interrupt the script's own lines
 
     def load(source, local_files_only):
-        settings = {"local_files_only": local_files_only, "dtype": torch.float32}
+        settings = {"local_files_only": local_files_only, "trust_remote_code": False, "dtype": torch.float32}
         try:
             return AutoModelForCausalLM.from_pretrained(source, attn_implementation="sdpa", **settings)
         except ValueError as error:
@@ -257,7 +272,7 @@ def load_tokenizer(name):
     from transformers import AutoTokenizer
 
     def load(source, local_files_only):
-        return AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+        return AutoTokenizer.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
 
     return load_from_library(load, name, "tokenizer")
 
@@ -267,7 +282,7 @@ def load_language_model_config(name):
     from transformers import AutoConfig
 
     def load(source, local_files_only):
-        return AutoConfig.from_pretrained(source, local_files_only=local_files_only)
+        return AutoConfig.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
 
     return load_from_library(load, name, "language model's config")
 
