@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import helpers
 import numpy as np
 import pytest
 import torch
@@ -11,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+import helpers
 import tiny
 import train
 from features.store import load_features
