@@ -230,7 +230,8 @@ def claim_output(path):
     """Be the only process that writes an output while the block runs.
 
     A lock file `.NAME.lock` beside the output names this process and its host. The system releases the lock of a process that dies, so
-    that the next one takes over. On file systems without locks this says so on stderr and goes on.
+    that the next one takes over. On file systems without locks a warning on stderr takes the place of the lock. Folders are made, and
+    removed again where nothing was written into them.
 
     Args:
         path: name of a file or folder to be written, or any name that stands for several outputs (out_dir/prefix).
@@ -242,6 +243,7 @@ def claim_output(path):
     lock = path.with_name(f".{path.name}.lock")
     if path in _claimed:
         raise UserError(f"{name} is being written by this process already. Give another place.")
+    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _open_lock(lock)
@@ -257,6 +259,9 @@ def claim_output(path):
         _claimed.discard(path)
         lock.unlink(missing_ok=True)
         os.close(file)
+        with contextlib.suppress(OSError):  # they hold the output by now
+            for folder in made:
+                folder.rmdir()
 
 
 def _open_lock(lock):

@@ -20,23 +20,27 @@ from common import one_line_errors
 from training.batches import make_plan, run_batches
 from training.data import load_data, load_validation_data
 from training.device import start_accelerator
+from training.identity import describe_identity
 from training.optimizer import prepare_training, train_step
 from training.options import parse_options
 from training.run_log import RunLog
 from training.setup import build_model, describe_origin, describe_run, prepare_data
 from training.start import choose_start
-from training.state import Checkpoints, Ending, StopRequest, describe_identity, find_ending
+from training.state import Checkpoints, Ending, StopRequest, claim_run, find_ending
 from training.validate import Validation
 
 
 @one_line_errors
 def main(argv=None):
     options = parse_options(argv, __doc__)
+    accelerator = start_accelerator(options)
+    with claim_run(options, accelerator.is_main_process):
+        return train(options, accelerator, argv)
 
+
+def train(options, accelerator, argv):
     from models.operators import accelerate_model
 
-    # Device, precision, processes.
-    accelerator = start_accelerator(options)
     say, device = accelerator.print, accelerator.device
 
     # Data, model, and what of it is trained.

@@ -9,6 +9,7 @@ Nothing here is shared with the project. B captions of a batch, D width of the e
 language model, T tokens, V vocabulary. Parameters carry the published names, so that one state dict fits both sides.
 """
 
+import math
 import pickle
 
 import torch
@@ -184,7 +185,7 @@ class PublishedTraining:
                 are cleared.
             lr: learning rate.
         """
-        self.model, self.length, self.only_prefix = model, length, only_prefix
+        self.model, self.length, self.only_prefix, self.steps = model, length, only_prefix, 0
         whole = model.clip_project if only_prefix else model
         self.trained = [parameter for parameter in whole.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=lr, betas=BETAS, eps=EPS, weight_decay=0.0, foreach=False, fused=False)
@@ -209,6 +210,9 @@ class PublishedTraining:
         """Take one optimizer step and return its loss."""
         loss = self.loss(clip_embedding, captions)
         loss.backward()
+        self.steps += 1
+        for group in self.optimizer.param_groups:  # transformers' former AdamW adds EPS before the bias correction
+            group["eps"] = EPS / math.sqrt(1 - BETAS[1] ** self.steps)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()

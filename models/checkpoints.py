@@ -44,16 +44,6 @@ def save_checkpoint(model, path, full=False):
     save_tensors({name: tensor.detach().cpu() for name, tensor in trained_state(model, full).items()}, path)
 
 
-def remove_old_checkpoints(out_dir, run_name, keep_last):
-    """Remove all numbered checkpoints of a run except the latest `keep_last`; None keeps all."""
-    if keep_last is None:
-        return
-    numbered = re.compile(re.escape(run_name) + r"-\d{3,}\.pt")
-    found = [path for path in Path(out_dir).iterdir() if numbered.fullmatch(path.name)]
-    for path in sorted(found, key=lambda path: int(path.stem.rpartition("-")[2]))[:-keep_last]:
-        path.unlink()
-
-
 def save_config(config, made_by, path):
     """Write `{prefix}.json`.
 

@@ -66,7 +66,7 @@ def test_a_published_run_resumes(old, capsys):
 
 
 @pytest.mark.parametrize("more, named", [("--seed 3", "seed 0 (now 3)"), ("--lr 1e-3", "lr 0.01 (now 0.001)"),
-                                         ("--prefix_length 3", "prefix_length 2 (now 3)"), ("--epochs 2", "total_steps 12 (now 6)"),
+                                         ("--prefix_length 3", "prefix_length 2 (now 3)"),
                                          ("--val_every 2", "val_every 3 (now 2)"), ("--data val.pkl", "data '")])  # fmt: skip
 def test_another_run_is_refused_by_what_differs(old, capsys, more, named):
     before = Path("out/run_state.pt").read_bytes()
@@ -74,5 +74,5 @@ def test_another_run_is_refused_by_what_differs(old, capsys, more, named):
         train.main([*RUN.split(), *more.split()])
     message = capsys.readouterr().err
     assert named in message
-    assert message.count("(now") == 1 + ("val.pkl" in more)
+    assert message.count("(now") == 1
     assert Path("out/run_state.pt").read_bytes() == before

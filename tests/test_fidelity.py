@@ -9,6 +9,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import tiny
 from benchmarks import published
+from interrupted import dies_at_save
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,6 +89,51 @@ def test_published_training_equals_the_plain_loop_step_by_step(workdir, tiny_gpt
     gone = sum(float((expected[name] - before[name]).square().sum()) for name in expected) ** 0.5
     left = sum(float((expected[name] - found[name]).square().sum()) for name in expected) ** 0.5
     assert left < 0.01 * gone, f"the weights went {gone:.2g} and ended {left:.2g} apart"
+
+
+class FormerAdamW(torch.optim.Optimizer):
+    """AdamW as transformers had it, without weight decay: EPS is added to the root before the bias correction."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+        self.averages, self.steps = {}, 0
+
+    @torch.no_grad()
+    def step(self):
+        self.steps += 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                mean, square = self.averages.setdefault(parameter, (torch.zeros_like(parameter), torch.zeros_like(parameter)))
+                mean.mul_(0.9).add_(parameter.grad, alpha=0.1)
+                square.mul_(0.999).addcmul_(parameter.grad, parameter.grad, value=0.001)
+                size = group["lr"] * (1 - 0.999**self.steps) ** 0.5 / (1 - 0.9**self.steps)
+                parameter.addcdiv_(mean, square.sqrt() + 1e-6, value=-size)
+
+
+def test_the_published_optimizer_is_the_former_adamw_also_after_a_resume(workdir, tiny_gpt2):
+    """12 steps, one batch per epoch."""
+    from transformers import AutoTokenizer
+
+    texts = [caption.replace("!", ".") for caption in tiny.CAPTIONS]
+    embeddings, _, rows = tiny.save_published_features("data/small.pkl", [[text] for text in texts], CLIP_WIDTH)
+    captions = [AutoTokenizer.from_pretrained(tiny_gpt2).encode(text) for text in texts]
+    model = start(tiny_gpt2, "mlp")
+    torch.save(model.state_dict(), "start.pt")
+    before = copy.deepcopy(model.state_dict())
+    training = published.PublishedTraining(model, published.published_length([len(caption) for caption in captions]), False)
+    training.optimizer = FormerAdamW(training.trained, LR)
+    for step in range(12):
+        training.optimizer.param_groups[0]["lr"] = published.learning_rate(step, LR, 2, 12)
+        loss = training.step(embeddings[rows], captions)
+    words = ["--published", "--init_from", "start.pt", "--max_steps", "12", "--epochs", "12", "--warmup_steps", "2", "--save_steps", "5"]
+    with dies_at_save(6), pytest.raises(SystemExit):
+        run_train(workdir, tiny_gpt2, "mlp", *words)
+    run_train(workdir, tiny_gpt2, "mlp", *words, "--resume")
+    found, expected = trained_weights(workdir / "out"), model.state_dict()
+    assert json.loads((workdir / "out/coco_prefix_metrics.jsonl").read_text().splitlines()[-1])["loss"] == pytest.approx(loss, abs=1e-5)
+    moved = max(float((expected[name] - before[name]).abs().max()) for name in expected)
+    apart = max(float((expected[name] - found[name]).abs().max()) for name in expected)
+    assert apart < 0.01 * moved, f"weights moved {moved:.2g} and ended {apart:.2g} apart"
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])

@@ -7,7 +7,7 @@ from training.options import LIMITS, NOT_COMPARED, PUBLISHED, build_parser, pars
 
 # Options that shape the result, so that --resume compares them. A new option belongs here or into NOT_COMPARED.
 COMPARED = {
-    "init_parts", "bs", "lr", "mapper_lr", "warmup_ratio", "weight_decay", "clip_grad", "gpt2_dropout", "seed", "accumulate",
+    "init_parts", "bs", "lr", "published", "mapper_lr", "warmup_ratio", "weight_decay", "clip_grad", "gpt2_dropout", "seed", "accumulate",
     "gradient_checkpointing", "val_every", "val_captions", "best_by", "sampling", "drop_last", "ignore_index", "cut_captions",
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Prompted training: what is read, what is predicted, what is decoded once and kept, what is saved."""
 
 import json
+import shutil
 
 import helpers
 import numpy as np
@@ -156,6 +157,7 @@ def test_base_captions_are_decoded_once_and_made_again_for_another_base(data, ti
 
 @pytest.mark.parametrize("base_tune", ["full", "mapper"])
 def test_a_prompted_checkpoint_holds_its_base_and_follows_what_it_says(data, tiny_gpt2, base_tune):
+    shutil.rmtree("out", ignore_errors=True)
     run(tiny_gpt2, "--prefix", "base", "--epochs", 4, "--tune", base_tune)
     run(tiny_gpt2, *PROMPTED, "--epochs", 2, "--val_data", "train.pkl")
     losses = [json.loads(line).get("loss") for line in open("out/coco_prefix_metrics.jsonl")]

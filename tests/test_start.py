@@ -81,10 +81,10 @@ def test_only_the_language_model_or_only_the_mapper_is_taken_on_request(world, c
     assert "mapper taken" in capsys.readouterr().out
     state = torch.load("out/coco_prefix-000.pt")
     assert torch.equal(state[key], expected[key]) and not torch.equal(state[table], expected[table])
-    run("--init_from", "start.pt", "--mapping_type", "transformer", "--num_layers", 1, "--init_parts", "gpt")
+    run("--init_from", "start.pt", "--mapping_type", "transformer", "--num_layers", 1, "--init_parts", "gpt", "--prefix", "gpt")
     out = capsys.readouterr().out
     assert "language model taken" in out and "not taken: mapper" in out
-    assert torch.equal(torch.load("out/coco_prefix-000.pt")[table], expected[table])
+    assert torch.equal(torch.load("out/gpt-000.pt")[table], expected[table])
 
 
 @pytest.mark.parametrize("words, message", [
@@ -107,7 +107,7 @@ def test_a_mismatch_is_explained(world, capsys, words, message):
 
 def test_a_mapper_alone_leaves_the_language_model_as_it_comes(world, capsys):
     run("--only_prefix", "--prefix_length", 3, "--prefix", "first")
-    run("--init_from", "out/first-000.pt", "--prefix_length", 3)
+    run("--init_from", "out/first-000.pt", "--prefix_length", 3, "--prefix", "second")
     out = capsys.readouterr().out
     assert "starting from out/first-000.pt: mapper taken" in out and "(language model: ./gpt2 as it comes)" in out
     run("--init_from", "out/first-000.pt", "--init_parts", "gpt", code=2)
@@ -123,10 +123,10 @@ def test_clotho_starts_from_the_weights_in_the_working_folder_unless_refused(wor
 
     features = load_features("train.pkl")
     save_features("train.pkl", features.clip_embedding, features.captions, {"encoder": "ViT-B/32", "audio": {"sample_rate": 44100}})
-    run("--prefix_length", facts.length)
+    run("--prefix_length", facts.length, "--prefix", "clotho")
     out = capsys.readouterr().out
     assert f"{name} is here: starting from it" in out and f"starting from {name}: mapper and language model taken" in out
-    run("--prefix_length", facts.length, "--init_from", "none")
+    run("--prefix_length", facts.length, "--init_from", "none", "--prefix", "clotho")
     assert "starting from" not in capsys.readouterr().out
     run("--prefix_length", facts.length + 1, code=2)
     assert f"{name} (ClipCap, MLP mapper) does not fit this run" in capsys.readouterr().err

@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import math
 
 from training.device import compile_language_model
 
-BETAS, EPS = (0.9, 0.999), 1e-6  # as published; torch's own eps is 1e-8
+BETAS, EPS = (0.9, 0.999), 1e-6  # as published
 
 
 @dataclasses.dataclass
@@ -28,6 +29,18 @@ def learning_rate(step, peak, warmup_steps, total_steps):
     if step < warmup_steps:
         return peak * step / max(1, warmup_steps)
     return peak * max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+
+def published_eps(step):
+    """Return torch's eps with which AdamW takes the published step.
+
+    The published code used transformers' former AdamW, which adds EPS to the root of the squared average before its bias is corrected.
+    In torch's form that is EPS / sqrt(1 - beta2^t).
+
+    Args:
+        step: optimizer step, counted from 0.
+    """
+    return EPS / math.sqrt(1 - BETAS[1] ** (step + 1))
 
 
 def parameter_groups(trained, lr, mapper_lr=None, weight_decay=0.0):
@@ -116,6 +129,7 @@ def train_step(model, batch, optimizer, step, plan, options, accelerator, stop_a
         accelerator.clip_grad_norm_(model.parameters(), options.clip_grad)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, group["peak"], plan.warmup_steps, plan.total_steps)
+        group["eps"] = published_eps(step) if options.published else EPS
     optimizer.step()
     optimizer.zero_grad()
     if processes > 1:

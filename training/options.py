@@ -26,7 +26,7 @@ PUBLISHED = {
 
 LORA = {"rank": 16, "alpha": 16, "dropout": 0.1, "targets": None}  # as published for Instagram
 
-# Options that a resumed run may change, or that are compared in another form (see training.state.describe_identity).
+# Options that a resumed run may change, or that are compared in another form (see training.identity.describe_identity).
 NOT_COMPARED = {
     *("out_dir", "prefix", "save_every", "save_steps", "keep_last", "save_full", "log_every", "tracker"),  # files and logs
     *("epochs", "max_steps", "patience"),  # the end of the run; a longer run is allowed
@@ -36,7 +36,6 @@ NOT_COMPARED = {
     *("gpt2_type", "prefix_length", "prefix_length_clip", "mapping_type", "num_layers", "normalize_prefix"),  # in the model's config
     *("stop_token", "prompt", "base_checkpoint", "tune", "only_prefix", "freeze_mapper", "lora"),  # likewise
     *(f"lora_{name}" for name in LORA),
-    "published",  # only sets other options
 }
 
 
@@ -152,7 +151,8 @@ def _add_training(parser):
 def _add_saving_and_fidelity(parser):
     group = parser.add_argument_group("saving and resuming")
     group.add_argument("--resume", action="store_true",
-                       help="resume from {prefix}_state.pt; start from scratch where there is none (default off)")  # fmt: skip
+                       help="resume from {prefix}_state.pt, also with more --epochs or --max_steps; start from scratch where there is none "
+                       "(default off)")  # fmt: skip
     group.add_argument("--save_every", type=int, default=1, help="epochs between numbered checkpoints (default %(default)s)")
     group.add_argument("--save_steps", type=int, default=10000, help="optimizer steps between resume points (default %(default)s)")
     group.add_argument("--keep_last", type=int, help="number of numbered checkpoints to keep (default all)")
@@ -175,7 +175,7 @@ def _add_saving_and_fidelity(parser):
 
     group = parser.add_argument_group("fidelity to the published code")
     restored = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in PUBLISHED.items())
-    group.add_argument("--published", action="store_true", help=f"train as published; the same as {restored} (default off)")
+    group.add_argument("--published", action="store_true", help=f"train as published: {restored}, and the published AdamW (default off)")
     group.add_argument("--sampling", choices=("images", "captions"), default="images",
                        help="draw whole images with their captions, or captions one by one as published (default %(default)s)")  # fmt: skip
     group.add_argument("--drop_last", action="store_true", help="drop the last, smaller batch of an epoch, as published (default off)")

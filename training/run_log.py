@@ -48,7 +48,7 @@ class RunLog:
             self._cut_back(position.step)
             self._track = start_tracker(accelerator, options, settings, position.step)
         self.bar = tqdm(total=total_steps, initial=position.step, unit="step", disable=None if self.writes else True)
-        self._begin()
+        self._begin(position.interval)
 
     def _cut_back(self, step):
         """Keep the lines up to `step`."""
@@ -74,12 +74,17 @@ class RunLog:
                 break  # the line a killed run was writing
         return lines
 
-    def _begin(self):
-        self.loss_sum, self.tokens, self.captions, self.started = 0.0, 0, 0, time.perf_counter()
+    def _begin(self, interval=None):
+        sums = interval or {"loss_sum": 0.0, "tokens": 0, "captions": 0, "seconds": 0.0}
+        self.loss_sum, self.tokens, self.captions = sums["loss_sum"], sums["tokens"], sums["captions"]
+        self.started = time.perf_counter() - sums["seconds"]
 
     def interval(self):
-        """Return the sums of the current interval, for the resume point; None at its beginning."""
-        return None
+        """Return the sums of the current interval, for the resume point: a dict of numbers; None at its beginning."""
+        if not self.captions:
+            return None
+        seconds = time.perf_counter() - self.started
+        return {"loss_sum": float(self.loss_sum), "tokens": int(self.tokens), "captions": self.captions, "seconds": seconds}
 
     def count(self, step, result, captions):
         """Add one optimizer step.

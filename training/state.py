@@ -1,5 +1,6 @@
 """Where a run stands: its files of weights, its resume point, the best validation so far, and how it ends."""
 
+import contextlib
 import dataclasses
 import enum
 import math
@@ -7,11 +8,13 @@ import signal
 import threading
 from pathlib import Path
 
-from common import UserError
-from training.options import NOT_COMPARED
+from common import claim_output
+from training.identity import check_name_is_free, describe_new_schedule, read_resume_point
 
-FIELDS = {"weights", "optimizer", "step", "best", "finished", "random", "identity"}  # of every resume point
-LATER_FIELDS = {"interval", "numbered"}  # those written before these were added still load
+
+def claim_run(options, writes):
+    """Return a context in which no other run writes files of this name; `writes`: whether this is the process that writes."""
+    return claim_output(Path(options.out_dir) / options.prefix) if writes else contextlib.nullcontext()
 
 
 class Ending(enum.Enum):
@@ -119,42 +122,6 @@ def restore_random_states(states):
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def describe_identity(options, plan, start, precision, config, digest, val_digest):
-    """Describe what a resumed run must share: every option but NOT_COMPARED, and what those resolve to.
-
-    Args:
-        options: options of train.py.
-        plan: training.batches.Plan.
-        start: checkpoint the run started from, or None.
-        precision: "no", "bf16" or "fp16".
-        config: CaptionConfig.
-        digest: digest of the training data; val_digest: of the validation data, or None.
-
-    Returns:
-        Dict of plain values.
-    """
-    identity = {name: value for name, value in vars(options).items() if name not in NOT_COMPARED}
-    identity |= {"init_from": start, "warmup_steps": plan.warmup_steps, "total_steps": plan.total_steps, "precision": precision}
-    return identity | {"model": vars(config), "data": digest, "val_data": val_digest}
-
-
-def find_differences(recorded, identity):
-    """Compare the identity of a resume point with that of this run, over the names that both have.
-
-    Returns:
-        Dict of name to (recorded value, value now).
-    """
-    was, now = _flatten(recorded), _flatten(identity)
-    return {name: (was[name], now[name]) for name in was if name in now and was[name] != now[name]}
-
-
-def _flatten(identity):
-    model = dict(identity["model"])
-    if isinstance(model.get("gpt_config"), dict):  # another version of the library reads it just as well
-        model["gpt_config"] = {name: value for name, value in model["gpt_config"].items() if name != "transformers_version"}
-    return {name: value for name, value in identity.items() if name != "model"} | model
-
-
 @dataclasses.dataclass
 class Position:
     """Where a run begins."""
@@ -188,6 +155,11 @@ class Checkpoints:
         self.numbered = []  # epochs whose numbered checkpoints this run wrote
         self.resume_point = self.path("_state")
 
+    @property
+    def config_file(self):
+        """Path of the config, which describes every file of weights of this name."""
+        return self.stem.with_name(f"{self.stem.name}.json")
+
     def path(self, label):
         """Return the path of the file with this label: "-003", "_latest", "_best" or "_state"."""
         return self.stem.with_name(f"{self.stem.name}{label}.pt")
@@ -201,7 +173,7 @@ class Checkpoints:
         from models.checkpoints import save_config
 
         if self.writes:
-            save_config(self.model.config, made_by, self.stem.with_name(f"{self.stem.name}.json"))
+            save_config(self.model.config, made_by, self.config_file)
 
     def save_weights(self, label):
         """Write a checkpoint with this label."""
@@ -259,14 +231,16 @@ class Checkpoints:
             Position
 
         Raises:
-            UserError: the resume point is damaged, or belongs to another run; the message names what differs.
+            UserError: the resume point is damaged, or the folder's files belong to another run; the message names what differs.
         """
         path = self.resume_point
-        if not options.resume or not path.exists():
+        state = read_resume_point(path, self.identity) if options.resume and path.exists() else None
+        if self.writes:
+            check_name_is_free(self.model.config, self.config_file)
+        if state is None:
             if options.resume:
                 say(f"nothing to resume at {path}: starting from scratch")
             return Position(BestSoFar(options.patience, options.best_by))
-        state = read_resume_point(path, self.identity)
         step, trained = state["step"], self._trained()
         for name, tensor in state["weights"].items():
             trained[name].data.copy_(tensor)
@@ -275,28 +249,10 @@ class Checkpoints:
         # Resume points of older versions do not say which numbered checkpoints their run wrote: those of its epochs so far.
         self.numbered = state.get("numbered", list(range(0, step // plan.steps_per_epoch, options.save_every)))
         say(f"resumed {path} after step {step:,} of {plan.total_steps:,}")
+        changed = describe_new_schedule(state["identity"], self.identity, step)
+        if changed:
+            say(changed)
         return Position(BestSoFar(options.patience, **state["best"]), step, state.get("interval"))
 
     def _trained(self):
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-
-
-def read_resume_point(path, identity):
-    """Read a resume point.
-
-    Returns:
-        Its dict.
-
-    Raises:
-        UserError: it is none, or belongs to another run; the message names what differs.
-    """
-    from models.tensors import read_tensors
-
-    state = read_tensors(path)
-    if not isinstance(state, dict) or not FIELDS <= set(state) <= FIELDS | LATER_FIELDS:
-        raise UserError(f"{path} is not a resume point of train.py. Remove it, or train without --resume.")
-    differing = find_differences(state["identity"], identity)
-    if differing:
-        was = ", ".join(f"{name} {before!r} (now {now!r})" for name, (before, now) in differing.items())
-        raise UserError(f"{path} is of another run: {was}. Give the same options, or another --out_dir or --prefix.")
-    return state
