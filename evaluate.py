@@ -5,8 +5,9 @@
   python evaluate.py --predictions ours.json theirs.json --references captions_val2017.json       # side by side, with a paired test
   python evaluate.py --predictions results.json --data val.pkl --metrics clipscore                # with the encoder's own text tower
 
-Predictions are what predict.py --out writes, or COCO's result format. METEOR and SPICE need Java. CIDEr is pycocoevalcap's, which is
-CIDEr-D. nocaps is also scored by domain.
+Predictions are what predict.py --out writes, or COCO's result format. References are annotations of COCO, nocaps, VizWiz, Flickr or Clotho,
+Karpathy's splits, lists of {image, caption}, or a feature file. Images are matched by id, else by file name. METEOR and SPICE need Java.
+CIDEr is pycocoevalcap's, which is CIDEr-D. nocaps is also scored by domain.
 """
 
 import sys
@@ -22,6 +23,8 @@ from evaluation.tokens import tokenize
 from evaluation.truth import decode_pictures, embed_for_clipscore, find_rows, load_pictures, load_tower, load_truth
 from prediction.captions import add_decoding_options, add_running_options, load_captioner
 from prediction.inputs import refuse_addresses
+
+MOST_DRAWS = 1_000_000
 
 
 def build_parser():
@@ -75,8 +78,10 @@ def check_options(parser, options):
         parser.error("--upload takes one set of captions; give one file of --predictions")
     if options.batch_size < 1:
         parser.error(f"--batch_size is {options.batch_size}; expected at least 1")
-    if options.bootstrap < 0:
-        parser.error(f"--bootstrap is {options.bootstrap}; expected 0 or more draws")
+    if not 0 <= options.bootstrap <= MOST_DRAWS:
+        parser.error(f"--bootstrap is {options.bootstrap}; expected 0 to {MOST_DRAWS:,} draws")
+    if options.seed < 0:
+        parser.error(f"--seed is {options.seed}; expected 0 or more")
 
 
 def caption_data(references, pictures, options):

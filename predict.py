@@ -32,7 +32,7 @@ def build_parser():
     """Build the parser of predict.py."""
     parser = Parser(prog="predict.py", description=__doc__)
     group = parser.add_argument_group("what to caption, and with what")
-    group.add_argument("images", nargs="*", metavar="PICTURE", help="pictures or sounds, or folders of them")
+    group.add_argument("images", nargs="*", metavar="PICTURE", help="pictures or sounds, or folders or patterns of them")
     group.add_argument("-I", "--image", "--img-path", action="append", default=[], metavar="PICTURE",
                        help="one more picture or sound")  # fmt: skip
     group.add_argument("--data", metavar="FILE", help="caption this feature file instead of pictures")

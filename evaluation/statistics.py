@@ -73,8 +73,8 @@ def compare(first, second, draws=1000, seed=0):
     """Compare two systems on the same images.
 
     The interval is a paired bootstrap: both systems get the same drawn images. The two-sided p-value is by approximate randomization
-    (Noreen 1989; arXiv:cs/0008005 uses it for text): each image's two captions are swapped by the toss of a coin, and p is the share of
-    tosses, the observed one included, whose difference is at least as large.
+    (Noreen 1989; arXiv:cs/0008005 uses it for text): each image's two captions are swapped by the toss of a coin. p is the share of tosses,
+    the observed one included, whose difference is at least as large.
 
     Args:
         first: dict of name to Metric.
