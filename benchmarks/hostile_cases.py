@@ -181,7 +181,8 @@ def change_text(draw, text):
     line = lines[place]
     ways = [
         line[: len(line) // 2], line + "," + line, line.replace(",", ";"), line.replace(",", "\t"), '"' + line, line * 3000, "",
-        "\0" + line, "[" * 100_000, line.upper(), "\ufeff" + line, "../" + line, '["a", "b"]', line.replace(".jpg", ".gif"), '{"a": ' * 2000,
+        "\0" + line, "[" * 100_000, line.upper(), "\ufeff" + line, "../" + line, '["a", "b"]',
+        line.replace(".jpg", ".gif"), '{"a": ' * 2000,
     ]  # fmt: skip
     lines[place] = draw.choice(ways)
     return "\n".join(lines[:1] if draw.random() < 0.05 else lines)
@@ -304,4 +305,3 @@ def place_output(draw, name):
         return None
 
     return check
-
