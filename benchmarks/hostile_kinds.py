@@ -6,6 +6,7 @@ import random
 import re
 
 from benchmarks import hostile_changes as changes
+from benchmarks import hostile_media as media
 from benchmarks.hostile_forms import PROPER, expect
 from benchmarks.hostile_world import ANNOTATIONS, PARSERS, READERS, SCRIPTS, option_names, place_of_output
 
@@ -66,11 +67,11 @@ def _options(draw, name):
 def _media(draw, name):
     folder = {"parse_folder.py": "own", "parse_food.py": "own", "parse_clotho.py": "sounds"}.get(name, "photos")
     argv = [*SCRIPTS[name], *(["--max_skipped", "50%"] if name.startswith("parse_") else [])]
-    return Case("pictures and sounds", name, argv, lambda case: changes.add_odd_files(draw, folder), expect_valid)
+    return Case("pictures and sounds", name, argv, lambda case: media.add_odd_files(draw, folder), expect_valid)
 
 
 def _shards(draw, name):
-    return Case("shards", name, [*SCRIPTS[name], "--max_skipped", "9"], lambda case: changes.change_shard(draw))
+    return Case("shards", name, [*SCRIPTS[name], "--max_skipped", "9"], lambda case: media.change_shard(draw))
 
 
 def _proper(draw, name):
@@ -79,7 +80,7 @@ def _proper(draw, name):
 
 def _outputs(draw, name):
     def prepare(case):
-        case.kept = changes.place_output(draw, place_of_output(case.argv))
+        case.kept = media.place_output(draw, place_of_output(case.argv))
 
     return Case("output places", name, SCRIPTS[name], prepare)
 

@@ -62,7 +62,7 @@ def table(headings, rows):
     numeric = [all(_is_number(row[place]) for row in rows) for place in range(len(rows[0]))]
 
     def line(tag, cells):
-        made = [f'<{tag}{" class=number" * number}>{text(cell)}</{tag}>' for cell, number in zip(cells, numeric)]
+        made = [f"<{tag}{' class=number' * number}>{text(cell)}</{tag}>" for cell, number in zip(cells, numeric)]
         return f"<tr>{''.join(made)}</tr>"
 
     head = f"<thead>{line('th', headings)}</thead>" if headings else ""

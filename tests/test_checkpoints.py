@@ -21,7 +21,14 @@ def build(folder, mapping_type="mlp", tune="full", seed=1):
 
     gpt = load_language_model(str(folder))
     config = CaptionConfig(
-        "ViT-B/32", 32, prefix_length=4, clip_length=3, mapping_type=mapping_type, num_layers=2, gpt2_type=str(folder), tune=tune,
+        "ViT-B/32",
+        32,
+        prefix_length=4,
+        clip_length=3,
+        mapping_type=mapping_type,
+        num_layers=2,
+        gpt2_type=str(folder),
+        tune=tune,
         gpt_config=gpt.config.to_diff_dict(),
     )
     torch.manual_seed(seed)
@@ -58,8 +65,16 @@ def test_equal_weights_give_equal_bytes(tmp_path, tiny_gpt2):
     assert (tmp_path / "a-000.pt").read_bytes() == (tmp_path / "another_name_latest.pt").read_bytes()
 
 
-@pytest.mark.parametrize("name, config", [("coco_prefix-009.pt", "coco_prefix.json"), ("a_latest.pt", "a.json"), ("a_best.pt", "a.json"),
-                                          ("a-b-1000.pt", "a-b.json"), ("plain.pt", "plain.json")])
+@pytest.mark.parametrize(
+    "name, config",
+    [
+        ("coco_prefix-009.pt", "coco_prefix.json"),
+        ("a_latest.pt", "a.json"),
+        ("a_best.pt", "a.json"),
+        ("a-b-1000.pt", "a-b.json"),
+        ("plain.pt", "plain.json"),
+    ],
+)
 def test_the_config_stands_beside(name, config):
     assert config_path(name).name == config
 
@@ -177,5 +192,3 @@ def test_weights_are_found_by_name(workdir, tiny_gpt2):
     (workdir / "data/weights").mkdir(parents=True)
     save(build(tiny_gpt2), workdir / "data/weights/coco.pt")
     assert load_checkpoint("coco").config.prefix_length == 4
-
-

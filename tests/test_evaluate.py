@@ -10,6 +10,7 @@ from evaluation import tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+
 @pytest.fixture
 def coco(workdir):
     """Four images, their references and predictions, in the working directory."""
