@@ -34,10 +34,10 @@ QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLIN
 LIST_OPTIONS = "import json; from benchmarks.hostile_world import *; print(json.dumps({name: option_names(name) for name in SCRIPTS}))"
 
 
-def run_share(numbers, options, world, pipe):
-    """Run some inputs, one after another, and write a line of JSON for each to a pipe."""
+def run_share(numbers, options, world, path):
+    """Run some inputs, one after another, and write a line of JSON for each to a file."""
     warnings.simplefilter("ignore")
-    with open(pipe, "w") as out:
+    with open(path, "w") as out:
         for number in numbers:
             case, draw = draw_case(number, options.seed, options.only)
             began = time.monotonic()
@@ -50,22 +50,19 @@ def run_share(numbers, options, world, pipe):
 
 def run_inputs(numbers, options, world):
     """Run inputs on all jobs. Returns a list of results in the order of their numbers."""
-    pipes = []
-    for job in range(options.jobs):
-        read, write = os.pipe()
+    paths = [world.parent / f"results{job}" for job in range(options.jobs)]
+    for job, path in enumerate(paths):
         if not os.fork():
             try:
-                os.close(read)
-                run_share(numbers[job :: options.jobs], options, world, write)
+                run_share(numbers[job :: options.jobs], options, world, path)
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(0)
-        os.close(write)
-        pipes.append(open(read))
-    rows = [json.loads(line) for pipe in pipes for line in pipe]
-    for _ in pipes:
+    for _ in paths:
         os.wait()
+    rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    assert len(rows) == len(numbers), f"{len(numbers) - len(rows)} inputs have no result"
     return sorted(rows, key=lambda row: row["case"])
 
 
