@@ -39,7 +39,7 @@ def run_share(numbers, options, world, path):
     warnings.simplefilter("ignore")
     with open(path, "w") as out:
         for number in numbers:
-            case, draw = draw_case(number, options.seed, options.only)
+            case, draw = draw_case(number, options.seed, options.only, options.quick)
             began = time.monotonic()
             end, said = run_case(case, world, draw) if has_script(case.script) else ("absent", "")
             row = {"case": number, "kind": case.kind, "script": case.script.split()[0], "end": end, "argv": case.argv}
@@ -119,6 +119,7 @@ def main(argv=None):
     parser.add_argument("--inputs", type=int, default=2000, metavar="N", help="inputs to try (default 2000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the inputs (default 0)")
     parser.add_argument("--only", nargs="+", default=[], choices=list(KINDS), metavar="KIND", help=f"kinds to try: {', '.join(KINDS)}")
+    parser.add_argument("--quick", action="store_true", help="leave out kinds and scripts of which an input takes a second and more")
     parser.add_argument("--case", type=int, metavar="N", help="try this input only, and print what it said")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="inputs at the same time (default 2)")
     parser.add_argument("--out", metavar="FILE", help="write every result as JSON")

@@ -13,7 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks.hostile_world import ROOT, load_script
+from benchmarks.hostile_world import ROOT, load_script, place_of_output
 
 SECONDS = 30
 SPACE = 4 * 2**30  # what a process may map besides what it has at its start
@@ -132,6 +132,7 @@ def look_around(folder, work):
 def find_damage(before, after, case, end):
     """Say which files a run lost, changed or left half-written; None where there are none."""
     named = [] if end == "refused" else [word.rstrip("/") for word in case.argv if word and "\0" not in word]
+    named += [place_of_output(case.argv)] if named and place_of_output(case.argv) else []
     named += [os.path.relpath(os.path.realpath(word)) for word in named if os.path.islink(word)]
     changed = [path for path, state in before.items() if after.get(path) != state]
     for path in changed:
