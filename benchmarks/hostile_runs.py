@@ -111,8 +111,9 @@ def judge(code, said, case):
 
 def last_frame(said):
     """Name the innermost place in the project that a traceback passes."""
-    frames = [frame for frame in re.findall(r'File "(.+?)", line (\d+)', said) if "/lib/python" not in frame[0] and "<" not in frame[0]]
-    frames = [frame for frame in frames if os.path.basename(os.path.dirname(frame[0])) != "benchmarks"]
+    ours = os.path.join(os.path.realpath(sys.path[0] or ROOT), "")
+    frames = [frame for frame in re.findall(r'File "(.+?)", line (\d+)', said) if os.path.realpath(frame[0]).startswith(ours)]
+    frames = [frame for frame in frames if not {".venv", "benchmarks"} & set(Path(frame[0]).parts)]
     return f"{os.path.relpath(frames[-1][0], sys.path[0] or ROOT)}:{frames[-1][1]} " if frames else ""
 
 

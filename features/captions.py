@@ -124,10 +124,12 @@ class PartCaptions(collections.abc.Sequence):
 
     def image_ids(self):
         """List the image_id of every caption."""
+        import pyarrow as pa
         import pyarrow.compute as pc
 
         names = self._names.read(self.path)
-        if names.details is not None and pc.any(pc.match_substring(names.details.flatten(), '"image_id"')).as_py():
+        details = None if names.details is None else names.details.flatten().cast(pa.string())
+        if details is not None and pc.any(pc.match_substring(details, '"image_id"')).as_py():
             return [caption["image_id"] for caption in self]  # ids that the column cannot hold
         if names.image_id is None or names.image_id.null_count:
             return [self._image_id(names.image_id, int(row)) for row in self.rows]
