@@ -140,9 +140,11 @@ def resolve_output(path):
         Path of a regular file, or of nothing.
 
     Raises:
-        UserError: it is a folder, FIFO, socket or device, which are never replaced.
+        UserError: it is a folder, FIFO, socket, device or circle of links, which are never replaced.
     """
     target = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    if target.is_symlink():
+        raise UserError(f"cannot write {path}: it is a symbolic link that leads to itself. Give another place.")
     try:
         mode = os.stat(target).st_mode
     except OSError:

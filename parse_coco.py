@@ -49,8 +49,13 @@ def parse_options(argv=None):
     parser = Parser(prog="parse_coco.py", description=__doc__)
     group = parser.add_argument_group("data")
     annotations = COCO / "annotations" / "train_caption.json"
-    group.add_argument("--annotations", type=Path, default=annotations, metavar="JSON",
-                       help=f"captions: the published list, or the JSON of Karpathy, COCO, nocaps, VizWiz or LAVIS (default {annotations})")
+    group.add_argument(
+        "--annotations",
+        type=Path,
+        default=annotations,
+        metavar="JSON",
+        help=f"captions: the published list, or the JSON of Karpathy, COCO, nocaps, VizWiz or LAVIS (default {annotations})",
+    )
     group.add_argument("--images", type=Path, nargs="+", metavar="FOLDER",
                        help=f"folders of pictures, or COCO's root (default {COCO}; for nocaps {NOCAPS})")  # fmt: skip
     group.add_argument("--split", nargs="+", choices=SPLITS, metavar="SPLIT",

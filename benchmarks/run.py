@@ -66,9 +66,7 @@ def table(rows):
         lines.append((row["row"], *cells))
     widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
     to_the_left = [True, False, False, True, False, True, False, False, True, False, True]
-    aligned = [
-        [cell.ljust(width) if left else cell.rjust(width) for cell, width, left in zip(line, widths, to_the_left)] for line in lines
-    ]
+    aligned = [[cell.ljust(width) if left else cell.rjust(width) for cell, width, left in zip(line, widths, to_the_left)] for line in lines]
     return ["  ".join(cells).rstrip() for cells in aligned]
 
 

@@ -97,8 +97,7 @@ def command_lines(folder, train_options=TRAIN_OPTIONS):
     for split in ("train", "heldout"):
         annotations = world.annotations_path(folder, split)
         lines[f"parse {split}"] = (
-            f"parse_coco.py --annotations {annotations} --images {folder}/{split} --out {folder}/{split}.pkl "
-            f"--clip_model_type {clip_file}"
+            f"parse_coco.py --annotations {annotations} --images {folder}/{split} --out {folder}/{split}.pkl --clip_model_type {clip_file}"
         )
     lines["train"] = (
         f"train.py --data {folder}/train.pkl --out_dir {folder}/checkpoints --prefix demo --gpt2_type {gpt2_folder} "

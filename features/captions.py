@@ -6,68 +6,134 @@ one Arrow array of texts a part, and look like that list. C captions.
 
 import collections.abc
 import json
+from typing import NamedTuple
 
 import numpy as np
 
+from common import UserError
+from features.columns import AGAIN, is_text, read_columns
+
 BLOCK = 20_000  # texts that are Python strings at one time
+
+
+class NameColumns(NamedTuple):
+    """Which columns of a metadata file name pictures, each None where there is none."""
+
+    image_id: str | None  # image_id, else image_path, else key
+    file_name: str | None
+    details: str | None  # what else a caption holds, a JSON object per caption
+
+    @classmethod
+    def find(cls, kinds, details):
+        """Choose among columns by name and Arrow type; columns of other types are other tools' own."""
+        fitting = [name for name in ("image_id", "image_path", "key") if name in kinds and _is_id(kinds[name])]
+        has_path = fitting[:1] == ["image_id"] and "image_path" in fitting and is_text(kinds["image_path"])
+        return cls(fitting[0] if fitting else None, "image_path" if has_path else None, "details" if details else None)
+
+    def read(self, path):
+        """Read the columns. Returns a NameColumns of Arrow arrays."""
+        columns = read_columns(path, sorted({name for name in self if name}))
+        return NameColumns(*(columns.get(name) for name in self))
+
+
+def _is_id(kind):
+    import pyarrow as pa
+
+    return pa.types.is_integer(kind) or is_text(kind) and not pa.types.is_null(kind)
+
+
+def gather_texts(path, first, more):
+    """Put the captions of a metadata file in the order of its rows.
+
+    Args:
+        path: the file, for errors.
+        first: Arrow array of text or null, each image's first caption.
+        more: Arrow array of lists of text, its other captions, or None.
+
+    Returns:
+        Arrow string array of C texts, and int64 [C] rows.
+    """
+    import pyarrow as pa
+
+    try:
+        first = first.cast(pa.string())
+        rows, texts = np.flatnonzero(first.is_valid().to_numpy(zero_copy_only=False)), first.drop_null()
+        if more is None:
+            return texts, rows
+        more = more.cast(pa.list_(pa.string()))
+        others = more.flatten()
+        counts = np.diff(more.offsets.to_numpy()) if len(more) else np.zeros(0, np.int64)
+        if others.null_count or len(others) != counts.sum():
+            raise UserError(f"{path} has nulls among its more_captions; expected lists of text. {AGAIN}")
+        rows = np.concatenate([rows, np.repeat(np.arange(len(first)), counts)])
+        order = np.argsort(rows, kind="stable")  # an image's first caption, then its others
+        return pa.concat_arrays([texts, others]).take(order), rows[order]
+    except pa.ArrowException as error:  # text that is not UTF-8, above all
+        raise UserError(f"{path} has captions that are not text ({' '.join(str(error).split())[:120]}). {AGAIN}") from error
 
 
 class PartCaptions(collections.abc.Sequence):
     """The captions of one part of a directory: texts in memory, everything else read from its parquet file when asked for."""
 
-    def __init__(self, path, texts, rows, shared):
-        """texts: Arrow string array [c]; rows: int64 [c], rows of the part, ascending; shared: a dict the parts of a directory share."""
-        self.path, self.texts, self.rows, self._shared = path, texts, rows, shared
+    def __init__(self, path, texts, rows, shared, names):
+        """Take what was read.
+
+        Args:
+            path: the metadata file.
+            texts: Arrow string array [C].
+            rows: int64 [C], rows of the part, ascending.
+            shared: a dict that the parts of a directory share.
+            names: NameColumns, which columns name pictures.
+        """
+        self.path, self.texts, self.rows, self._shared, self._names = path, texts, rows, shared, names
 
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, number):
-        """→ dict of image_id, caption and what else was stored, without the row."""
+        """Return a dict of image_id, caption and what else was stored, without the row."""
         # Of all parts, only the one looked at last is kept.
         if self._shared.get("part") is not self:
-            self._shared.update(part=self, names=read_names(self.path))
-        ids, paths, details = self._shared["names"]
-        row = int(self.rows[number])
-        caption = {"image_id": ids[row].as_py() if ids is not None else f"{self.path.stem}:{row}"}
-        if paths is not None and paths[row].is_valid:
-            caption["file_name"] = paths[row].as_py()
+            self._shared.update(part=self, names=self._names.read(self.path))
+        names, row = self._shared["names"], int(self.rows[number])
+        caption = {"image_id": self._image_id(names.image_id, row)}
+        if names.file_name is not None and names.file_name[row].is_valid:
+            caption["file_name"] = names.file_name[row].as_py()
         caption["caption"] = self.texts[number].as_py()
-        if details is not None and details[row].is_valid:
+        if names.details is not None and names.details[row].is_valid:
             place = number - int(np.searchsorted(self.rows, row))
-            caption.update(json.loads(details[row].as_py()[place]))
+            caption |= self._details(names.details[row].as_py(), place)
         return caption
 
+    def _image_id(self, ids, row):
+        return ids[row].as_py() if ids is not None and ids[row].is_valid else f"{self.path.stem}:{row}"
+
+    def _details(self, of_image, place):
+        """Read what else one caption holds."""
+        try:
+            details = json.loads(of_image[place])
+        except (IndexError, TypeError, ValueError, RecursionError):
+            details = None
+        if not isinstance(details, dict) or not isinstance(details.get("image_id", ""), (str, int)):
+            raise UserError(f"{self.path} has details that are not an object per caption; expected JSON as --out writes it. {AGAIN}")
+        return {key: value for key, value in details.items() if key not in ("caption", "clip_embedding")}
+
     def texts_at(self, numbers):
-        """The texts of these captions: list of str."""
+        """List the texts of these captions."""
         return self.texts.take(numbers).to_pylist()
 
     def image_ids(self):
-        """The image_id of every caption: list."""
+        """List the image_id of every caption."""
+        import pyarrow as pa
         import pyarrow.compute as pc
 
-        ids, _, details = read_names(self.path)
-        if details is not None and pc.any(pc.match_substring(details.flatten(), '"image_id"')).as_py():
+        names = self._names.read(self.path)
+        details = None if names.details is None else names.details.flatten().cast(pa.string())
+        if details is not None and pc.any(pc.match_substring(details, '"image_id"')).as_py():
             return [caption["image_id"] for caption in self]  # ids that the column cannot hold
-        return [f"{self.path.stem}:{row}" for row in self.rows] if ids is None else ids.take(self.rows).to_pylist()
-
-
-def read_names(path):
-    """The columns of a metadata file that name pictures → Arrow arrays of ids, paths and details, each None where there is none.
-
-    The id is the column image_id, else image_path, else key.
-    """
-    import pyarrow.parquet as pq
-
-    there = set(pq.read_schema(path).names)
-    id_column = next((name for name in ("image_id", "image_path", "key") if name in there), None)
-    wanted = {id_column, "image_path", "details"} & there
-    table = pq.read_table(path, columns=sorted(wanted))
-
-    def column(name):
-        return table[name].combine_chunks() if name in wanted else None
-
-    return column(id_column), column("image_path") if id_column == "image_id" else None, column("details")
+        if names.image_id is None or names.image_id.null_count:
+            return [self._image_id(names.image_id, int(row)) for row in self.rows]
+        return names.image_id.take(self.rows).to_pylist()
 
 
 class LazyCaptions(collections.abc.Sequence):

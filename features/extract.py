@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 
 from common import UserError, claim_output, resolve_output
-from features.directory import check_replaceable, is_directory_name
+from features.directory import is_directory_name
+from features.directory_writer import check_replaceable
 from features.embeddings import MappedEmbeddings
 from features.image_ids import printable_name
 from features.loading import Pictures, encode_batch, make_loader

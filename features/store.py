@@ -8,15 +8,19 @@ directory.py).
 
 import io
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from common import UserError, replace_file
 from features.content import Features, drop_empty_captions, group_by_image, join_features
-from features.directory import is_directory_name, read_directory, write_directory
+from features.directory import is_directory_name, read_directory
+from features.directory_writer import write_directory
 from features.embeddings import MappedEmbeddings, first_bad_row
 from features.encoder_names import CLIPXGPT_ENCODERS, guess_encoder
+from features.meta import check_meta
+from features.records import HALF_PAIR
 from features.unpickle import RefusedPickle, read_pickle
 
 __all__ = ["Features", "drop_empty_captions", "group_by_image", "join_features", "load_features", "save_features"]
@@ -122,6 +126,7 @@ def _parts_of(path, content):
         raise _bad(path, "has a clip_embedding that is not a float tensor [N, D] or [N, L, D]")
     if not isinstance(captions, list) or not isinstance(meta, dict):
         raise _bad(path, "has captions that are not a list, or meta that is not a dict")
+    check_meta(meta, path)
     return embedding, captions, meta
 
 
@@ -136,6 +141,7 @@ def _checked(path, embedding, captions, meta, faults):
         rows = len(embedding)
         checked = (_checked_caption(path, number, caption, rows, faults) for number, caption in enumerate(captions))
         captions = [caption for caption in checked if caption]
+        _replace_half_pairs(path, captions)
     if not meta.get("encoder"):
         meta = {**meta, "encoder": guess_encoder(path, embedding.shape[-1])}
     return Features(embedding, captions, meta)
@@ -175,8 +181,10 @@ def _checked_caption(path, number, caption, rows, faults=None):
         return _fault(_bad(path, f"has a caption {number} that is a {type(caption).__name__}"), faults)
     if "caption" not in caption and "caption_1" in caption:
         caption["caption"] = caption["caption_1"]
-    if "image_id" not in caption:
-        caption["image_id"] = caption.get("file_name", caption.get("clip_embedding"))
+    image_id = caption.get("image_id", caption.get("file_name", caption.get("clip_embedding")))
+    caption["image_id"] = image_id if type(image_id) in (int, str) else _plain_id(image_id)
+    if caption["image_id"] is None:
+        return _fault(_bad(path, f"has a caption {number} whose image_id is {str(image_id)[:40]!r}, no text or whole number"), faults)
     if not isinstance(caption.get("caption"), str):
         return _fault(_bad(path, f"has a caption {number} without a text"), faults)
     row = caption.get("clip_embedding")
@@ -184,6 +192,27 @@ def _checked_caption(path, number, caption, rows, faults=None):
         return _fault(_bad(path, f"has a caption {number} whose row is {row!r} of {rows}"), faults)
     caption["clip_embedding"] = int(row)
     return caption
+
+
+def _plain_id(image_id):
+    """Turn an id of numpy, pandas or torch into text or a whole number; None for anything else."""
+    if hasattr(image_id, "item") and getattr(image_id, "shape", None) == ():
+        image_id = image_id.item()
+    if isinstance(image_id, float) and image_id.is_integer():
+        image_id = int(image_id)
+    return image_id if isinstance(image_id, (int, str)) and not isinstance(image_id, bool) else None
+
+
+def _replace_half_pairs(path, captions):
+    """Replace half of a surrogate pair, which no tokenizer and no UTF-8 file takes, by U+FFFD; a printed note counts them."""
+    replaced = 0
+    for caption in captions:
+        text = caption["caption"]
+        if not text.isascii() and HALF_PAIR.search(text):
+            caption["caption"] = HALF_PAIR.sub("\ufffd", text)
+            replaced += 1
+    if replaced:
+        print(f"{path}: {replaced} captions hold half of a surrogate pair, which was replaced by U+FFFD", file=sys.stderr)
 
 
 def describe(path):

@@ -49,8 +49,16 @@ def test_equal_weights_give_equal_bytes(tmp_path, tiny_gpt2):
     assert (tmp_path / "a-000.pt").read_bytes() == (tmp_path / "another_name_latest.pt").read_bytes()
 
 
-@pytest.mark.parametrize("name, config", [("coco_prefix-009.pt", "coco_prefix.json"), ("a_latest.pt", "a.json"), ("a_best.pt", "a.json"),
-                                          ("a-b-1000.pt", "a-b.json"), ("plain.pt", "plain.json")])
+@pytest.mark.parametrize(
+    "name, config",
+    [
+        ("coco_prefix-009.pt", "coco_prefix.json"),
+        ("a_latest.pt", "a.json"),
+        ("a_best.pt", "a.json"),
+        ("a-b-1000.pt", "a-b.json"),
+        ("plain.pt", "plain.json"),
+    ],
+)
 def test_the_config_stands_beside(name, config):
     assert config_path(name).name == config
 
@@ -168,5 +176,3 @@ def test_weights_are_found_by_name(workdir, tiny_gpt2):
     (workdir / "data/weights").mkdir(parents=True)
     save(build(tiny_gpt2), workdir / "data/weights/coco.pt")
     assert load_checkpoint("coco").config.prefix_length == 4
-
-

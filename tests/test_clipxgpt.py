@@ -163,8 +163,10 @@ def test_a_picture_alone_means_the_published_weights(weights, language, workdir,
 def test_its_options_work_by_both_their_names(weights, workdir, capsys):
     (workdir / "weights/small/model.pt").rename(workdir / "weights/small/mine.pt")
     (workdir / "weights/small/model.json").rename(workdir / "weights/small/mine.json")
-    for words in (["-I", "photo.jpg", "-S", "S", "-C", "mine.pt", "-R", "short", "-T", "0.7"],
-                  ["--img-path", "photo.jpg", "--size", "S", "--checkpoint-name", "mine", "--res-path", "long", "--temperature", "0.7"]):
+    for words in (
+        ["-I", "photo.jpg", "-S", "S", "-C", "mine.pt", "-R", "short", "-T", "0.7"],
+        ["--img-path", "photo.jpg", "--size", "S", "--checkpoint-name", "mine", "--res-path", "long", "--temperature", "0.7"],
+    ):
         assert predict.main([*words, "--device", "cpu"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Generated")]
     assert len(lines) == 2 and lines[0] == lines[1]

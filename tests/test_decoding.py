@@ -71,7 +71,12 @@ def test_beam_search_equals_the_plain_one_on_200_random_models(part):
         model = random_model(seed, likely=stop, strength=strength)
         pictures = embeddings(2, seed)
         found = generate(
-            model, pictures, beam_size=beam_size, num_captions=beam_size, entry_length=entry_length, temperature=temperature,
+            model,
+            pictures,
+            beam_size=beam_size,
+            num_captions=beam_size,
+            entry_length=entry_length,
+            temperature=temperature,
             stop_token=f"t{STOP}" if stop == STOP else None,
         )
         for got, prefix in zip(found, prefixes(model, pictures)):
@@ -202,9 +207,7 @@ def test_sampled_tokens_follow_the_models_distribution(temperature, top_p):
         model.gpt.transformer.ln_f.weight *= 0.3  # flatter, so that many tokens have a chance
     picture = embeddings(1)
     draws = 4000
-    found = generate(
-        model, picture.expand(draws, -1), decoding="sample", entry_length=1, temperature=temperature, top_p=top_p, seed=0
-    )
+    found = generate(model, picture.expand(draws, -1), decoding="sample", entry_length=1, temperature=temperature, top_p=top_p, seed=0)
     counts = torch.zeros(VOCABULARY)
     for one in found:
         text = one[0][0]

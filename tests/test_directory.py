@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import tiny
 import train
 from common import UserError
-from features import directory
+from features import directory_writer
 from features.store import drop_empty_captions, group_by_image, join_features, load_features, save_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,7 +54,7 @@ def test_what_is_saved_in_a_directory_is_loaded_image_by_image(tmp_path_factory,
             for row in data.draw(st.lists(st.integers(0, images - 1), min_size=1, max_size=9))]  # fmt: skip
     folder = tmp_path_factory.mktemp("directory")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(directory, "PART_ROWS", part_rows)
+        patch.setattr(directory_writer, "PART_ROWS", part_rows)
         save_features(folder / "a", embedding, made, META)
     features = load_features(folder / "a")
     assert torch.equal(features.clip_embedding[:], embedding.float() if dtype == torch.bfloat16 else embedding)
@@ -97,7 +97,7 @@ def test_what_clip_retrieval_writes_is_read_as_it_is(tmp_path):
 
 
 def test_a_tool_that_reads_clip_retrieval_reads_ours(tmp_path, monkeypatch):
-    monkeypatch.setattr(directory, "PART_ROWS", 1)
+    monkeypatch.setattr(directory_writer, "PART_ROWS", 1)
     made = [{"image_id": row, "file_name": f"{row}.jpg", "caption": f"{row} {n}", "id": 7, "clip_embedding": row}
             for row in range(12) for n in range(2)]  # fmt: skip
     save_features(tmp_path / "ours", torch.randn(12, 4), made, META)
@@ -229,8 +229,8 @@ class Payload:
 
 DAMAGES = {
     "no arrays": "no img_emb/img_emb", "missing array": "no img_emb_1.npy", "missing table": "no metadata_1.parquet",
-    "fewer rows": "has 3 rows, img_emb_0.npy 2", "whole numbers": "int64", "flat": "expected \\[n, D\\]", "objects": "cannot be read",
-    "other width": "need one encoder", "NaN": "NaN or infinity in row 3", "cut": "cannot be read", "cut table": "cannot be read as parquet",
+    "fewer rows": "has 3 rows, img_emb_0.npy 2", "whole numbers": "int64", "flat": "expected \\[n, D\\]", "objects": "holds object",
+    "other width": "need one encoder", "NaN": "NaN or infinity in row 3", "cut": "cut short", "cut table": "cannot be read as parquet",
     "empty file": "cannot be read", "no captions column": "it has image_path", "captions of numbers": "captions of type int64",
     "meta of another": "meta.json says 6", "meta damaged": "is not JSON",
 }  # fmt: skip

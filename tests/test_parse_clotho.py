@@ -182,7 +182,7 @@ def test_mistakes_are_one_line(tree, capsys):
     Path("data/empty.csv").touch()
     write_csv("data/nameless.csv", [["", *"abcde"]])
     write_csv("data/far.csv", [[f"{number}.wav", *"abcde"] for number in range(3)])
-    Path("data/null.csv").write_bytes(b"file_name,caption_1\n\"a.wav,\0x" + b"x" * 200_000)
+    Path("data/null.csv").write_bytes(b'file_name,caption_1\n"a.wav,\0x' + b"x" * 200_000)
     write_csv("data/rowless.csv", [])
     for words, said in (
         (["--captions_path", "data/other.csv"], "has the columns 'file', 'text'; expected the columns file_name and caption_1"),

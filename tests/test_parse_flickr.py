@@ -80,7 +80,7 @@ def test_flickr8k_tokens_and_the_name_that_is_not_there(tree):
     listed = [row for path in Path("data/flickr8k").glob("*.skipped.csv") for row in csv.DictReader(path.open())]
     assert [(row["image_id"], row["reason"]) for row in listed] == [("2258277193_586949ec62.jpg", "no such file")]
     assert load_features(EIGHT.format("train")).captions[0]["caption"].endswith(", 狗 🐕 .")
-    Path("data/flickr8k/captions.txt").write_text('image,caption\n' + "".join(f'{name},"A, b"\n{name},c, d\n' for name in names))
+    Path("data/flickr8k/captions.txt").write_text("image,caption\n" + "".join(f'{name},"A, b"\n{name},c, d\n' for name in names))
     assert parse_flickr.main(["--annotations", "data/flickr8k/captions.txt", "--out", "k.pkl", "--num_workers", "0"]) == 0
     assert [caption["caption"] for caption in load_features("k_val.pkl").captions] == ["A, b", "c, d"]
 

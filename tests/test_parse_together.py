@@ -129,7 +129,7 @@ def test_ids_of_a_folder_and_of_predictions_for_it_are_the_same(photos, tiny_gpt
 def test_names_that_are_not_utf8_and_terminals_of_any_encoding_lose_nothing(encoding, photos, root):
     name = os.fsdecode(b"caf\xe9.jpg")
     tiny.save_picture(f"photos/{name}", 11)
-    Path(f"photos/{os.fsdecode(b'caf' + bytes([0xe9]))}.txt").write_text("Un café → \U0001f415", "utf-8")
+    Path(f"photos/{os.fsdecode(b'caf' + bytes([0xE9]))}.txt").write_text("Un café → \U0001f415", "utf-8")
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     command = [sys.executable, str(root / "parse_folder.py"), "photos", "--out", "o.pkl"]
     done = subprocess.run(command, env=environment, capture_output=True, timeout=120)

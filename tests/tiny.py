@@ -44,8 +44,17 @@ def random_gpt2(vocab_size, width=64, layers=2, heads=4, positions=128, seed=0, 
 
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=vocab_size, n_embd=width, n_layer=layers, n_head=heads, n_positions=positions, initializer_range=scale,
-        bos_token_id=vocab_size - 1, eos_token_id=vocab_size - 1, embd_pdrop=dropout, attn_pdrop=dropout, resid_pdrop=dropout,
+        vocab_size=vocab_size,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        n_positions=positions,
+        initializer_range=scale,
+        bos_token_id=vocab_size - 1,
+        eos_token_id=vocab_size - 1,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        resid_pdrop=dropout,
     )
     return GPT2LMHeadModel(config).eval()
 
@@ -81,10 +90,20 @@ def save_clip(path, width, vision, seed=0):
     from clip.model import CLIP
 
     torch.manual_seed(seed)
-    towers = {"vit": dict(vision_layers=1, vision_width=64, vision_patch_size=32),
-              "resnet": dict(vision_layers=(1, 1, 1, 1), vision_width=16, vision_patch_size=None)}
-    model = CLIP(embed_dim=width, image_resolution=64, context_length=77, vocab_size=64,
-                 transformer_width=64, transformer_heads=1, transformer_layers=1, **towers[vision])
+    towers = {
+        "vit": dict(vision_layers=1, vision_width=64, vision_patch_size=32),
+        "resnet": dict(vision_layers=(1, 1, 1, 1), vision_width=16, vision_patch_size=None),
+    }
+    model = CLIP(
+        embed_dim=width,
+        image_resolution=64,
+        context_length=77,
+        vocab_size=64,
+        transformer_width=64,
+        transformer_heads=1,
+        transformer_layers=1,
+        **towers[vision],
+    )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), path)

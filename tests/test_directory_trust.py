@@ -1,0 +1,185 @@
+"""Feature directories of strangers: lying headers, bombs, FIFOs, foreign columns. One line, or read as meant; other people's files stay."""
+
+import json
+import os
+import time
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import check
+from common import UserError
+from features.store import load_features, save_features
+
+META = {"encoder": "ViT-B/32", "normalized": False}
+CAPTIONS = [{"image_id": number, "caption": f"text {number}", "clip_embedding": number} for number in range(4)]
+
+
+@pytest.fixture
+def ours(tmp_path):
+    save_features(tmp_path / "a", torch.ones(4, 8), CAPTIONS, META)
+    return tmp_path / "a"
+
+
+@pytest.fixture
+def foreign(ours):
+    (ours / "meta.json").unlink()
+    return ours
+
+
+def array_of(folder):
+    return folder / "img_emb" / "img_emb_0.npy"
+
+
+def table_of(folder):
+    return folder / "metadata" / "metadata_0.parquet"
+
+
+def set_columns(folder, **columns):
+    frame = pd.read_parquet(table_of(folder))
+    frame.assign(**columns).to_parquet(table_of(folder))
+
+
+@pytest.mark.parametrize("shape", ["(4000000000000, 8)", "(4611686018427387904, 8)", "(4, 99999999999999999999)", "(-4, 8)", "(4.0, 8)",
+                                   "(True, 8)", "4", "(4, 8", "[" * 2000, "(4, 0)"])  # fmt: skip
+def test_a_header_that_promises_something_else_is_one_line(ours, shape):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    array_of(ours).write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(128))
+    with pytest.raises(UserError, match="img_emb_0.npy"):
+        load_features(ours)
+
+
+def test_arrays_in_fortran_order_and_of_other_machines_are_read(ours):
+    array = np.arange(32, dtype=">f4").reshape(4, 8)
+    np.save(array_of(ours), np.asfortranarray(array))
+    assert torch.equal(load_features(ours).clip_embedding[:], torch.arange(32.0).reshape(4, 8))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)], ids=["fifo", "folder", "loop"])
+@pytest.mark.parametrize("which", [array_of, table_of, lambda folder: folder / "meta.json"], ids=["array", "table", "meta"])
+def test_what_is_no_regular_file_is_refused_unread(ours, which, make):
+    which(ours).unlink()
+    make(which(ours))
+    with pytest.raises(UserError, match=which(ours).name):
+        load_features(ours)
+
+
+def test_a_caption_repeated_by_a_small_table_is_refused_before_it_is_unfolded(ours):
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), ["x" * 900_000])
+    pq.write_table(pa.table({"caption": column}), table_of(ours))
+    np.save(array_of(ours), np.ones((100_000, 1), np.float16))
+    began = time.monotonic()
+    with pytest.raises(UserError, match="far more than"):
+        load_features(ours)
+    assert time.monotonic() - began < 1 and table_of(ours).stat().st_size < 100_000
+
+
+def test_a_table_of_more_rows_than_embeddings_is_refused_unread(ours):
+    pq.write_table(pa.table({"caption": pa.DictionaryArray.from_arrays(pa.array([0] * 3_000_000, pa.int8()), ["x"])}), table_of(ours))
+    with pytest.raises(UserError, match="3000000 rows"):
+        load_features(ours)
+
+
+@pytest.mark.parametrize("value", ["x", 7, None, ["a"], {"a": 1}, [["a"]], ["{}"], b"\xff"], ids=str)
+@pytest.mark.parametrize("column", ["details", "more_captions"])
+def test_columns_of_other_tools_are_ignored(foreign, column, value):
+    set_columns(foreign, **{column: [value] * 4})
+    assert load_features(foreign).captions[:] == CAPTIONS
+
+
+@pytest.mark.parametrize("value", [1.5, {"a": 1}, ["a"], None, b"\xff"], ids=str)
+def test_an_id_column_that_cannot_be_one_gives_way_to_the_next(foreign, value):
+    set_columns(foreign, image_id=[value] * 4, key=["a", "b", "c", "d"])
+    pq.write_table(pq.read_table(table_of(foreign)).drop(["image_path"]), table_of(foreign))
+    ids = [caption["image_id"] for caption in load_features(foreign).captions]
+    assert ids == ["a", "b", "c", "d"] == list(load_features(foreign).image_ids())
+
+
+def test_missing_ids_are_named_after_their_rows(foreign):
+    set_columns(foreign, image_id=["a", None, "c", "d"])
+    features = load_features(foreign)
+    ids = [caption["image_id"] for caption in features.captions]
+    assert ids == ["a", "metadata_0:1", "c", "d"] == list(features.image_ids())
+
+
+@pytest.mark.parametrize("value", [[], ["[1]"], ["{"], ['{"image_id": []}'], ["[" * 100_000], [None]], ids=range(6))
+def test_damaged_details_of_ours_are_one_line(ours, value):
+    set_columns(ours, details=[value] * 4)
+    with pytest.raises(UserError, match="details that are not an object"):
+        load_features(ours).captions[:]
+    if "image_id" not in str(value):
+        assert list(load_features(ours).image_ids()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("meta", ["[" * 100_000, "[]", '{"images": "4"}', '{"images": 4.5}', '{"encoder": 5}', '{"normalized": []}',
+                                  '{"audio": {"a": []}}', '{"encoder": "\\ud800"}'])  # fmt: skip
+def test_a_meta_of_other_types_is_one_line(ours, meta):
+    (ours / "meta.json").write_text(meta)
+    with pytest.raises(UserError, match="meta.json"):
+        load_features(ours)
+
+
+@pytest.mark.parametrize("mine", ["mine.txt", "img_emb/notes.txt", "metadata/deep/file.parquet", "text_emb"])
+def test_a_feature_directory_with_other_things_in_it_is_never_replaced(ours, mine):
+    (ours / mine).parent.mkdir(exist_ok=True)
+    (ours / mine).write_text("mine")
+    with pytest.raises(UserError, match="holds other things"):
+        save_features(ours, torch.zeros(4, 8), CAPTIONS, META)
+    assert (ours / mine).read_text() == "mine" and load_features(ours).clip_embedding[0][0] == 1
+
+
+def test_a_link_to_a_feature_directory_stays_a_link(ours, tmp_path):
+    (tmp_path / "link").symlink_to("a")
+    save_features(tmp_path / "link", torch.zeros(4, 8), CAPTIONS, META)
+    assert (tmp_path / "link").is_symlink() and load_features(ours).clip_embedding[0][0] == 0
+
+
+def test_a_fifo_without_a_suffix_is_no_place_for_a_directory(tmp_path):
+    os.mkfifo(tmp_path / "new")
+    with pytest.raises(UserError, match="FIFO"):
+        save_features(tmp_path / "new", torch.zeros(4, 8), CAPTIONS, META)
+    assert (tmp_path / "new").is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_writer_killed_between_two_renames_left_is_put_back(ours, tmp_path, monkeypatch):
+    real, renames = os.rename, []
+
+    def rename(source, target):
+        renames.append(source)
+        if len(renames) == 2:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr("features.directory_writer.shutil.rmtree", lambda *args, **kwargs: None)
+    with pytest.raises(KeyboardInterrupt):
+        save_features(ours, torch.zeros(4, 8), CAPTIONS, META)
+    monkeypatch.undo()
+    assert not ours.exists()
+    with pytest.raises(UserError, match="Unicode"):
+        save_features(ours, torch.zeros(1, 8), [{**CAPTIONS[0], "caption": "\ud800"}], META)
+    assert load_features(ours).clip_embedding[0][0] == 1
+
+
+def test_ids_and_captions_of_a_pickle_are_plain(tmp_path, capsys):
+    ids = [np.int64(7), torch.tensor(8), 9.0, np.str_("a")]
+    captions = [{**caption, "image_id": image_id, "caption": "half \ud83c."} for caption, image_id in zip(CAPTIONS, ids)]
+    torch_free = {"clip_embedding": torch.ones(4, 8), "captions": captions, "meta": META}
+    pd.to_pickle(torch_free, tmp_path / "a.pkl")
+    features = load_features(tmp_path / "a.pkl")
+    assert json.dumps([caption["image_id"] for caption in features.captions]) == '[7, 8, 9, "a"]'
+    assert features.texts == ["half \ufffd."] * 4 and "4 captions hold half" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("image_id", [[1], {"a": 1}, None, 1.5, float("nan"), True, b"a", (1,)], ids=str)
+def test_an_id_of_another_type_is_one_line(tmp_path, image_id, capsys):
+    pd.to_pickle(
+        {"clip_embedding": torch.ones(4, 8), "captions": [{**CAPTIONS[0], "image_id": image_id}], "meta": META}, tmp_path / "a.pkl"
+    )
+    with pytest.raises(UserError, match="image_id"):
+        load_features(tmp_path / "a.pkl")
+    assert check.main([str(tmp_path / "a.pkl"), "--sample", "0"]) == 1
