@@ -11,7 +11,7 @@ from features.extract import Record, extract
 from models.decoding import generate
 from training.batches import choose_row_slots, packed_steps
 from training.data import CaptionData
-from training.optimizer import build_optimizer
+from training.optimizer import build_optimizer, published_eps
 
 
 class Training:
@@ -25,6 +25,7 @@ class Training:
         self.data = dataclasses.replace(data, row_slots=choose_row_slots(data, bs, "images", self.device.type))
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(trained, LEARNING_RATE, fused=True)
+        self.steps_taken = 0
         model.train()
 
     def loss(self, numbers, bf16=False):
@@ -44,6 +45,9 @@ class Training:
         for batch in packed_steps(self.data, batches, 1, 0, 1, self.device.type):
             loss = self._loss(batch.parts[0], bf16)
             loss.backward()
+            for group in self.optimizer.param_groups:  # as train.py --published, so that both sides learn the same
+                group["eps"] = published_eps(self.steps_taken)
+            self.steps_taken += 1
             self.optimizer.step()
             self.optimizer.zero_grad()
         return loss.item()

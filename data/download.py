@@ -1,34 +1,37 @@
-"""Data sets that have a plain address: fetched, checked, and laid out as the parse scripts expect them.
+"""Download data sets that have a plain address, check them, and lay them out as the parse scripts expect them.
 
-    python data/download.py coco2014       # pictures and COCO's captions, 20 GB       → data/coco
-    python data/download.py coco2017       # the same pictures dealt out anew, 20 GB   → data/coco
-    python data/download.py annotations    # the published train_caption.json          → data/coco/annotations
-    python data/download.py karpathy       # Karpathy's splits of COCO and Flickr      → data/coco/annotations
-    python data/download.py clotho         # sounds and their captions                 → data/development, data/clotho_captions_….csv
-    python data/download.py flickr8k       # pictures and captions, 1.1 GB             → data/flickr8k
+    python data/download.py coco2014       # pictures and COCO's captions, 20 GB: data/coco
+    python data/download.py coco2017       # the same pictures in other splits, 20 GB: data/coco
+    python data/download.py annotations    # the published train_caption.json: data/coco/annotations
+    python data/download.py karpathy       # Karpathy's splits of COCO and Flickr: data/coco/annotations
+    python data/download.py clotho         # sounds and their captions: data/development, data/clotho_captions_....csv
+    python data/download.py flickr8k       # pictures and captions, 1.1 GB: data/flickr8k
 
-Run from the repository's root; several names may follow one another. A download that was stopped (Ctrl-C, a lost line) goes on where it
-was when started again; what is there and whole is left as it is. Checked are the size, the checksum where one is known, and after
-unpacking the number of files. Archives are removed unless --keep_archives. Clotho's are .7z: p7zip (7z) or libarchive (bsdtar) is needed.
+Run this from the root of the repository; several names may follow one another. Interrupted downloads resume when you run the same command
+again, if the file on the server is still the same; otherwise they start over. Complete files are left as they are. The script checks
+sizes, checksums where they are known, and the number of files after unpacking. Archives are removed unless you give --keep_archives.
+Clotho's are .7z, which needs p7zip (7z) or libarchive (bsdtar).
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import http.client
 import json
 import os
+import re
 import shutil
-import stat
-import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-import zipfile
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import Parser, UserError, one_line_errors  # noqa: E402
+from common import Parser, UserError, claim_output, one_line_errors, resolve_output  # noqa: E402
+from data.part import CONTENT_RANGE, Part  # noqa: E402
+from data.unpack import SPARE, find_unpacker, unpack  # noqa: E402
 
 COCO = "http://images.cocodataset.org"
 KARPATHY = "http://cs.stanford.edu/people/karpathy/deepimagesent"
@@ -38,24 +41,33 @@ FLICKR = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte
 PAUSES = (1, 5, 20, 60)  # seconds before each new attempt
-SPARE = 500_000_000  # bytes of disk left free
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A file to fetch. Its final form is `count` files matching `files` under the data folder, or one JSON list of `count` entries."""
+    """A file to download.
 
-    name: str  # of the file on its server
-    base: str  # its address without the name; "drive:ID" for Google Drive
-    place: str  # folder under the data folder that the file, or what is in the archive, goes to
-    files: str = ""  # glob under `place` of what has to be there at the end; "" where the file itself is the end
+    Attributes:
+        name: of the file on its server.
+        base: its address without the name; "drive:ID" for Google Drive.
+        place: folder under the data folder that the file, or the content of the archive, goes to.
+        files: glob under `place` of what an archive holds.
+        count: number of these files; of a JSON list the number of its entries.
+        size: bytes, None where unknown.
+        md5: checksum, None where unknown.
+    """
+
+    name: str
+    base: str
+    place: str
+    files: str = ""
     count: int = 0
-    size: int | None = None  # bytes
+    size: int | None = None
     md5: str | None = None
 
     @property
     def archive(self):
-        """Is it unpacked?"""
+        """Whether it is to be unpacked."""
         return self.name.endswith((".zip", ".7z"))
 
 
@@ -88,99 +100,138 @@ DATA_SETS = {
 
 
 def parse_options(argv=None):
-    """Command line → options."""
+    """Read the command line."""
     parser = Parser(prog="download.py", description=__doc__)
-    parser.add_argument("names", nargs="+", choices=tuple(DATA_SETS), metavar="NAME", help=" ".join(DATA_SETS))
+    parser.add_argument("names", nargs="+", choices=tuple(DATA_SETS), metavar="NAME", help=f"data sets: {', '.join(DATA_SETS)}")
     parser.add_argument("--folder", type=Path, default=Path("data"), metavar="FOLDER", help="the data folder (default data)")
-    parser.add_argument("--keep_archives", action="store_true", help="keep archives that were unpacked")
-    parser.add_argument("--mirror", metavar="URL", help="fetch every file from URL/FILE instead of its own host")
-    return parser.parse_args(argv)
+    parser.add_argument("--keep_archives", action="store_true", help="keep archives after unpacking them (default off)")
+    parser.add_argument("--mirror", metavar="URL", help="download every file from URL/FILE (default: from its own host)")
+    args = parser.parse_args(argv)
+    if args.mirror and not re.fullmatch(r"https?://[!-.0-~][!-~]*", args.mirror):
+        parser.error(f"--mirror is {args.mirror!a}; expected http://... or https://...")
+    return args
 
 
 def get(item, folder, mirror=None, keep_archives=False):
-    """Bring one item into `folder`, unless it is there. Raises UserError naming what went wrong; what was fetched stays."""
+    """Bring one item into the data folder, unless it is there.
+
+    Raises:
+        UserError: it cannot be downloaded or is not what is expected; downloaded parts are kept.
+    """
     place = folder / item.place
     target = place / item.name
-    if item.files and len(list(place.glob(item.files))) == item.count or not item.archive and target.is_file():
+    if item.archive and len(list(place.glob(item.files))) == item.count or not item.archive and target.is_file():
         print(f"{item.name}: there")
         return
     if item.name.endswith(".7z"):
-        find_unpacker(item)
-    place.mkdir(parents=True, exist_ok=True)
-    if not target.is_file():
-        if mirror or not item.base.startswith("drive:"):
-            fetch(f"{(mirror or item.base).rstrip('/')}/{item.name}", target, item.size, item.md5, item.archive)
+        find_unpacker(item.name)
+    with claim_output(target):
+        if not target.is_file():
+            resolve_output(target)  # a folder or a FIFO of that name is an error
+            if mirror or not item.base.startswith("drive:"):
+                fetch(f"{(mirror or item.base).rstrip('/')}/{item.name}", target, item.size, item.md5, item.archive)
+            else:
+                fetch_from_drive(item.base.removeprefix("drive:"), target)
+        if item.archive:
+            unpack(target, place, item.files, item.count)
+            if not keep_archives:
+                target.unlink()
         else:
-            fetch_from_drive(item.base.removeprefix("drive:"), target)
-    if not item.archive:
-        check_list(item, target)
-    else:
-        unpack(item, target, place)
-        if not keep_archives:
-            target.unlink()
-    print(f"{item.name} → {place / item.files}, {item.count:,} files as expected" if item.archive else f"{item.name} → {target}")
+            check_list(item, target)
+    print(f"{item.name} -> {place / item.files}, {item.count:,} files as expected" if item.archive else f"{item.name} -> {target}")
 
 
 def fetch(address, target, size=None, md5=None, unpacked_too=False):
-    """Fetch `address` into `target` through {target}.part, going on where that ends.
+    """Download a file into {target}.part, resuming where that ends, and rename it when it is complete.
 
-    size, md5: what is expected, None where unknown; unpacked_too: the disk must hold as much again. Raises UserError.
+    Args:
+        address: http or https.
+        target: path of the file.
+        size: expected bytes, None where unknown.
+        md5: expected checksum, None where unknown.
+        unpacked_too: whether the disk must hold as much again.
+
+    Raises:
+        UserError: the server does not give the file, or gives another one.
     """
-    part = target.with_name(target.name + ".part")
+    part = Part(address, target)
     failure = None
     for pause in (0, *PAUSES):
         if failure:
             print(f"{failure}; trying again in {pause} s", file=sys.stderr)
         time.sleep(pause)
         try:
-            total = _fetch_on(address, part, size, unpacked_too)
+            total = _fetch_rest(address, part, size, md5, unpacked_too)
         except urllib.error.HTTPError as error:
             raise UserError(f"{address} answered {error.code} {error.reason}. Has it moved? data/README.md has more addresses.") from error
-        except (OSError, http.client.HTTPException) as error:  # no network, a lost line, a time-out
+        except UserError:
+            raise
+        except (OSError, http.client.HTTPException) as error:  # no network, a lost connection, a time-out
             failure = f"{address} stopped: {getattr(error, 'reason', error)}"
             continue
-        if total is None or part.stat().st_size == total:
+        except ValueError as error:  # of a name that no host can have
+            raise UserError(f"{address} is no address ({error}). Check --mirror.") from error
+        if total is None or part.length() == total:
             break
-        failure = f"{address} ended at {part.stat().st_size:,} of {total:,} bytes"
+        failure = f"{address} ended at {part.length():,} of {total:,} bytes"
     else:
-        kept = f"{part.stat().st_size:,} bytes are kept" if part.is_file() else "nothing is lost"
-        raise UserError(f"{failure}; {kept}. Run the same command again to go on.")
-    with open(part, "rb") as file:
+        kept = f"{part.length():,} bytes are kept" if part.length() else "nothing was kept"
+        raise UserError(f"{failure}; {kept}. Run the same command again to resume.")
+    if size and part.length() != size:
+        found = f"{part.length():,} bytes; expected {size:,}"
+        part.remove()
+        raise UserError(f"{address} gave {found}. The file was removed; download it again.")
+    with open(part.path, "rb") as file:
         right = not md5 or hashlib.file_digest(file, "md5").hexdigest() == md5
     if not right:
-        part.unlink()
-        raise UserError(f"{address} has the checksum of another file than the one expected, and was removed. Fetch it again.")
-    os.replace(part, target)
+        part.remove()
+        raise UserError(f"{address} has the checksum of another file than the one expected, and was removed. Download it again.")
+    os.replace(part.path, target)
+    part.remove()
 
 
-def _fetch_on(address, part, size, unpacked_too):
-    """Append what is missing of `address` to `part` → its total size, None where the server does not say."""
+def _fetch_rest(address, part, size, md5, unpacked_too):
+    """Download what is missing of a file. A part that could be of another file is not resumed.
+
+    Returns:
+        Bytes of the whole file, None where the server does not say.
+    """
     from tqdm import tqdm
 
-    start = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(address, headers={"User-Agent": "prefixcap", **({"Range": f"bytes={start}-"} if start else {})})
+    if part.length() and (part.length() > (part.total or part.length()) or not (part.validator or md5)):
+        part.remove()  # too long, or nothing could show that the rest belongs to it
+    start = part.length()
+    if start and start == part.total:
+        return part.total
+    headers = {"User-Agent": "prefixcap"} | ({"Range": f"bytes={start}-"} if start else {})
+    headers |= {"If-Range": part.validator} if start and part.validator else {}
     try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+        answer = urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # the part is as long as the file, or longer than it
+        if error.code != 416 or not start:
             raise
-        if error.headers.get("Content-Range", "").rpartition("/")[2] != str(start):
-            part.unlink()
-            raise ConnectionError("what was kept is not of this file; starting anew") from error
-        return start
+        part.remove()
+        raise ConnectionError("the file on the server is another one by now; starting over") from error
     with answer:
-        if start and answer.status != 206:
-            start = 0  # a server that knows no ranges sends the whole
-        length = answer.headers.get("Content-Length")
-        total = None if length is None else start + int(length)
-        if size and total and total != size:
-            raise UserError(f"{address} has {total:,} bytes, and {size:,} are expected: it changed, or this is another page. Look there.")
+        if start and answer.status == 206:
+            if not part.is_continued(answer.headers):
+                part.remove()
+                raise ConnectionError("the server sent something else than the rest of this file; starting over")
+            total = int(CONTENT_RANGE.fullmatch(answer.headers["Content-Range"])[3])
+        elif answer.status == 200:  # also where the file has changed, and of a server without ranges
+            start, total = 0, answer.length
+        else:
+            raise ConnectionError(f"the server answered {answer.status}; expected 200")
+        if size and total is not None and total != size:
+            raise UserError(f"{address} has {total:,} bytes; expected {size:,}. It has changed, or is another page. Look at it.")
         needed = (total or size or 0) * (2 if unpacked_too else 1) - start + SPARE
-        free = shutil.disk_usage(part.parent).free
+        free = shutil.disk_usage(part.path.parent).free
         if free < needed:
-            raise UserError(f"{part.parent} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} are needed. Make room, or give --folder.")
+            raise UserError(f"{part.path.parent} has {free / 1e9:.1f} GB free; needed are {needed / 1e9:.1f}. Make room, or give --folder.")
+        if not start:
+            part.begin(answer.headers, total)
         bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=address.rpartition("/")[2], disable=None)
-        with bar, open(part, "ab" if start else "wb") as file:
+        with bar, open(part.path, "ab") as file:
             while block := answer.read(CHUNK):
                 file.write(block)
                 bar.update(len(block))
@@ -188,101 +239,41 @@ def _fetch_on(address, part, size, unpacked_too):
 
 
 def fetch_from_drive(drive_id, target):
-    """Fetch a Google Drive file with gdown, which goes on by itself where a stopped one ended. Raises UserError."""
+    """Download a file of Google Drive with gdown. An interrupted download starts over. Raises UserError."""
     import gdown
     from gdown.exceptions import DownloadError
 
     address = f"https://drive.google.com/uc?id={drive_id}"
     part = target.with_name(target.name + ".part")
     try:
-        gdown.download(address, str(part), resume=True, timeout=TIMEOUT, retries=len(PAUSES))
+        # Not resumed: after a restart nothing would show that the file is still the same.
+        gdown.download(address, str(part), resume=False, timeout=TIMEOUT, retries=len(PAUSES))
     except (DownloadError, OSError) as error:
         reason = (str(error).strip().splitlines() or ["no answer"])[0]
-        raise UserError(f"{address} could not be fetched ({reason}). Open it in a browser, and put the file at {target}.") from error
+        raise UserError(f"{address} could not be downloaded ({reason}). Open it in a browser, and put the file at {target}.") from error
+    finally:
+        for leftover in part.parent.glob(f"{part.name}????????.part"):  # gdown's own
+            with contextlib.suppress(OSError):
+                leftover.unlink()
     os.replace(part, target)
 
 
 def check_list(item, path):
-    """Raise UserError when a JSON item is no list of as many captions as expected; the file is set aside as {path}.wrong."""
+    """Raise UserError where a JSON item is not a list of as many captions as expected; the file is then renamed to {path}.wrong."""
     if not item.name.endswith(".json"):
         return
     try:
         found = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, list) or len(found) != item.count:
-        what = f"a list of {len(found):,}" if isinstance(found, list) else "no JSON list"
+    if isinstance(found, list):
+        captions = sum(isinstance(one, dict) and isinstance(one.get("caption"), str) for one in found)
+        what = f"a list of {len(found):,} with {captions:,} captions"
+    else:
+        captions, what = 0, "not a JSON list"
+    if not captions == item.count == len(found or ()):
         os.replace(path, path.with_name(path.name + ".wrong"))
-        raise UserError(f"{path} is {what}; expected {item.count:,} captions. It is kept as {path.name}.wrong: look into it, fetch again.")
-
-
-def find_unpacker(item):
-    """A function of archive and folder → command line of the program here that unpacks .7z. Raises UserError where none is."""
-    for name in ("7z", "7zz", "7za", "7zr"):
-        if shutil.which(name):
-            return lambda archive, folder: [name, "x", "-y", "-bso0", f"-o{folder}", str(archive)]
-    if shutil.which("bsdtar"):
-        return lambda archive, folder: ["bsdtar", "-xf", str(archive), "-C", str(folder)]
-    raise UserError(
-        f"{item.name} needs a program that unpacks .7z, and none is here. Install p7zip (apt install p7zip-full, brew install p7zip, "
-        "conda install -c conda-forge p7zip) and run the same command again."
-    )
-
-
-def unpack(item, archive, place):
-    """Unpack beside the place, count, and only then move it in. Raises UserError; until then nothing in `place` is touched."""
-    temporary = place / f".unpacking-{archive.stem}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        if archive.suffix == ".zip":
-            unpack_zip(archive, temporary)
-        else:
-            done = subprocess.run(find_unpacker(item)(archive, temporary), capture_output=True, text=True)
-            if done.returncode:
-                reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-                raise UserError(f"{archive} could not be unpacked ({reason}). Remove it and fetch it again.")
-        links = [path for path in temporary.rglob("*") if path.is_symlink()]
-        if links:
-            raise UserError(f"{archive} holds a link, {links[0].name}, which no data set has: refused. Remove it and fetch it again.")
-        count = len(list(temporary.glob(item.files)))
-        if count != item.count:
-            raise UserError(f"{archive} holds {count:,} files {item.files}, and {item.count:,} are expected. Remove it and fetch it again.")
-        _move_in(temporary, place)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def unpack_zip(archive, folder):
-    """Unpack a zip into `folder`, refusing names that lead out of it, and links. Raises UserError."""
-    from tqdm import tqdm
-
-    if not zipfile.is_zipfile(archive):
-        raise UserError(f"{archive} is not a zip: a page that says why, maybe. Look into it, remove it and fetch it again.")
-    with zipfile.ZipFile(archive) as packed:
-        members = [member for member in packed.infolist() if not member.filename.startswith("__MACOSX/")]
-        for member in members:
-            path = PureWindowsPath(member.filename)  # knows / and \\ and drives
-            if path.anchor or ".." in path.parts or stat.S_ISLNK(member.external_attr >> 16):
-                raise UserError(f"{archive} wants to write outside its folder ({member.filename!r}): refused. Do not trust it.")
-        needed, free = sum(member.file_size for member in members) + SPARE, shutil.disk_usage(folder).free
-        if free < needed:
-            raise UserError(f"{folder} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} are needed to unpack {archive}. Make room.")
-        try:
-            for member in tqdm(members, unit=" files", desc=f"unpacking {archive.name}", disable=None):
-                packed.extract(member, folder)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-            raise UserError(f"{archive} is damaged ({error}). Remove it and fetch it again.") from error
-
-
-def _move_in(source, target):
-    """Move what is in `source` to `target`: a folder that is not there yet by one rename, else what is in it, file by file."""
-    for path in sorted(source.iterdir()):
-        there = target / path.name
-        if path.is_dir() and there.is_dir():
-            _move_in(path, there)
-        else:
-            os.replace(path, there)
+        raise UserError(f"{path} is {what}; expected {item.count:,} captions. It is kept as {path.name}.wrong: look at it, download again.")
 
 
 @one_line_errors
@@ -294,7 +285,7 @@ def main(argv=None):
             for item in DATA_SETS[name]:
                 get(item, args.folder, args.mirror, args.keep_archives)
     except KeyboardInterrupt:
-        print("stopped: what was fetched is kept; run the same command again to go on.", file=sys.stderr)
+        print("interrupted: downloaded parts are kept; run the same command again to resume.", file=sys.stderr)
         raise
 
 

@@ -13,16 +13,20 @@ from pathlib import Path
 import torch
 
 from common import UserError, replace_file
+from features.schema import check_structure
 from models.base_captioner import BaseCaptioner
-from models.captioner import ClipCaptionModel, Origin
-from models.config import CaptionConfig
+from models.captioner import ClipCaptionModel, Origin, stop_token_id
+from models.config import CaptionConfig, config_schema
 from models.encoders.clipxgpt import check_vision
+from models.encoders.configs import check_numbers, read_object
+from models.mappers import build_mapper
 from models.published.downloads import find_published
 from models.published.recognise import plain_state, recognise
+from models.published.shapes import find_differing
 from models.state_dicts import BASE, fill_captioner, trained_state
 from models.tensors import read_tensors, save_tensors
 from models.tuning import is_adapter, output_names
-from models.weights import build_language_model, find_weights, load_language_model, load_tokenizer
+from models.weights import build_language_model, find_weights, load_language_model, load_tokenizer, refuse_oversized
 
 RUN_SUFFIX = re.compile(r"(-\d{3,}|_latest|_best)$")
 
@@ -57,20 +61,24 @@ def save_config(config, made_by, path):
 
 
 def read_config(path):
-    """Read the "model" part of a `{prefix}.json`.
+    """Read the "model" part of a `{prefix}.json`, which may come from a stranger.
 
     Returns:
         CaptionConfig; or a dict of hints where the embeddings' width is left out.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither; the message names the field.
     """
-    try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))["model"]
-        return CaptionConfig(**fields) if "clip_width" in fields else dict(fields)
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} is not a config this version reads ({reason}). Take the one train.py wrote.") from error
+    content = read_object(path, "the config that train.py writes")
+    model = content.get("model")
+    whole = not isinstance(model, dict) or "clip_width" in model
+    fields = check_structure(config_schema(whole), content, path, "the config that train.py writes")["model"]
+    check_numbers(fields, path)
+    if not whole:
+        return fields
+    if fields.get("tune") == "lora" and fields.get("lora") is None:
+        raise UserError(f"{path} has tune lora and no lora; expected its rank, alpha, dropout and targets. Take the one train.py wrote.")
+    return CaptionConfig(**fields)
 
 
 def read_state_dict(path):
@@ -137,14 +145,25 @@ def build_captioner(found, gpt2_type=None, tokenizer=None, model_class=ClipCapti
         config = dataclasses.replace(config, tune="full", lora=None)  # written with its adapters merged in
     if config.tune == "full" and not any(name.startswith("gpt.") for name in found.state) and not found.adapters:
         raise UserError(f"{found.path} lacks the language model that was trained with its mapper (gpt.*). Take the whole file.")
-    tokenizer = tokenizer or load_tokenizer(config.gpt2_type)
-    whole = bool(config.gpt_config) and holds_language_model(found.state, config)
-    gpt = build_language_model(config.gpt_config) if whole else load_language_model(config.gpt2_type)
+    whole, beside = False, config_path(found.path)
     try:
+        tokenizer = tokenizer or load_tokenizer(config.gpt2_type)
+        whole = bool(config.gpt_config) and holds_language_model(found.state, config)
+        size = sum(tensor.nbytes for tensor in found.state.values())
+        gpt = build_language_model(config.gpt_config, size) if whole else load_language_model(config.gpt2_type)
+        width = gpt.get_input_embeddings().weight.shape[1]
+        differing = [f"{field} {said} and the weights have {shown}" for field, (said, shown) in find_differing(found, width).items()]
+        if differing:
+            raise UserError(f"{beside} says {', '.join(differing)}. Take the config that was written with them.")
+        refuse_oversized(lambda: build_mapper(config, width), size)
         model = model_class(config, gpt, tokenizer)
+        if config.stop_token is not None:
+            stop_token_id(tokenizer, config.stop_token)
+        fill_captioner(model, found, complete=True)
     except ValueError as error:
-        raise UserError(f"{found.path}: {error}") from error
-    fill_captioner(model, found, complete=True)
+        message = (str(error) if str(found.path) in str(error) else f"{found.path}: {error}").removesuffix(".") + "."
+        source = "gpt_config" if whole else f"gpt2_type {config.gpt2_type}"
+        raise UserError(f"{message} Its language model is {source} of {beside}." if beside.is_file() else message) from error
     if found.base is not None:
         alike = found.base.config.gpt2_type == found.config.gpt2_type
         base = build_captioner(found.base, gpt2_type if alike else None, tokenizer if alike else None)

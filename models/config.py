@@ -1,6 +1,12 @@
 """What rebuilds a captioner: one dataclass, which `{prefix}.json` holds."""
 
 import dataclasses
+import functools
+
+from models.mappers import MAPPERS
+from models.tuning import TUNINGS
+
+MOST_NESTED = 3  # configs of base models in one another
 
 
 @dataclasses.dataclass
@@ -28,3 +34,59 @@ class CaptionConfig:
     mapper_heads: int | None = None  # attention heads of the encoder mapper; None means 16
     mapper_dropout: float = 0.1  # of the encoder mapper, in training
     decoding_style: str | None = None  # "clipxgpt": the published loop of these weights (models/published/clipxgpt.py)
+
+
+@functools.cache
+def config_schema(required=True):
+    """Build the schema of the "model" part of a config file.
+
+    Args:
+        required: whether encoder and width must be there; without them the fields are hints for a published file, and n_head may be one.
+
+    Returns:
+        pydantic.TypeAdapter of a dict.
+    """
+    from typing import Annotated as With
+    from typing import Literal
+
+    from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter
+    from typing_extensions import NotRequired, Required, TypedDict
+
+    def size(most):
+        return With[StrictInt, Field(ge=1, le=most)]
+
+    def between(least, most):
+        return With[StrictFloat | StrictInt, Field(ge=least, le=most, allow_inf_nan=False)]
+
+    text = With[StrictStr, Field(max_length=4096, pattern=r"^[^\x00]*$")]
+    name = With[StrictStr, Field(min_length=1, max_length=4096, pattern=r"^[^\x00\r\n]+$")]
+    lora = TypedDict("lora", {
+        "rank": size(10_000), "alpha": between(0, 1e6), "dropout": between(0, 0.999),
+        "targets": name | With[list[name], Field(min_length=1)],
+    })  # fmt: skip
+    audio = TypedDict("audio", {
+        "sample_rate": NotRequired[size(10**6)], "spectrogram": NotRequired[Literal["mel", "published", "waveform"]],
+        "windows": NotRequired[dict[name, size(10**9)] | None],
+    })  # fmt: skip
+    audio.__pydantic_config__ = {"extra": "allow"}
+    language_model = TypedDict("language_model", {"model_type": Required[name]})
+    language_model.__pydantic_config__ = {"extra": "allow"}
+    base = type(None)
+    for _ in range(MOST_NESTED):
+        fields = {
+            "prefix_length": size(10_000), "clip_length": size(10_000), "mapping_type": Literal[tuple(MAPPERS)], "num_layers": size(1000),
+            "normalize_prefix": StrictBool, "gpt2_type": name, "gpt_config": language_model | None, "stop_token": name | None,
+            "tune": Literal[tuple(TUNINGS)], "lora": lora | None, "freeze_mapper": StrictBool, "embeddings_per_image": size(100_000),
+            "prompt": text | None, "base": base | None, "pooling": Literal["pooled", "none"], "audio": audio | None,
+            "mapper_heads": size(1024) | None, "mapper_dropout": between(0, 0.999), "decoding_style": Literal["clipxgpt"] | None,
+        }  # fmt: skip
+        fields = {field: NotRequired[kind] for field, kind in fields.items()}
+        main = {"encoder": name | None, "clip_width": size(2**20)}
+        base = TypedDict("base", main | fields | {"path": NotRequired[text], "digest": NotRequired[text]})
+        base.__pydantic_config__ = {"extra": "forbid"}
+    if required:
+        schema = TypedDict("model", main | fields)
+    else:
+        schema = TypedDict("model", fields | {"encoder": NotRequired[name | None], "n_head": NotRequired[size(1024)]})
+    schema.__pydantic_config__ = {"extra": "forbid"}
+    return TypeAdapter(TypedDict("config", {"model": schema}))

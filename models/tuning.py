@@ -81,7 +81,7 @@ def add_adapters(gpt, lora):
         absent = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in matrices)]
         if absent:
             known = ", ".join(sorted({name.rpartition(".")[2] for name in matrices}))
-            raise ValueError(f"no layer {', '.join(absent)} for an adapter in {type(gpt).__name__}; it has {known}")
+            raise ValueError(f"no layer {', '.join(absent)} for an adapter (lora targets) in {type(gpt).__name__}; it has {known}")
     # GPT-2's matrices are stored transposed (Conv1D); peft has to know.
     transposed = any(isinstance(module, Conv1D) for module in gpt.modules())
     settings = LoraConfig(

@@ -3,9 +3,11 @@
 A site without a network puts files under data/weights/ (see data/README.md) and never waits for a hub.
 """
 
+import copy
 import os
 import pickle
 import struct
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,6 +17,8 @@ from common import UserError
 # The hub's full names of models known by a short one.
 HUB_NAMES = {"distilgpt2": "distilbert/distilgpt2"}
 HUB_NAMES |= {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+# Fields of a language model's config that this program decides.
+NOT_PASSED = ("model_type", "transformers_version", "dtype", "torch_dtype", "attn_implementation", "quantization_config", "auto_map")
 PROBE_SECONDS = 4  # the library itself waits most of a minute per name for an unreachable hub
 # What readers of weights, images and archives raise on a file that is damaged or of another kind.
 READ_ERRORS = (
@@ -180,12 +184,13 @@ def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
         What `load` returns.
 
     Raises:
-        UserError: none of the places has `name`; or `load` raised it.
+        UserError: none of the places has `name`; it comes with code of its own; or `load` raised it.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
+    load = _without_code(load, what)
     name = os.path.expanduser(name)
     is_path = name.startswith((".", "/"))
     folder = Path(name) if is_path and Path(name).exists() else find_weights(name)
@@ -224,6 +229,20 @@ def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
     )
 
 
+def _without_code(load, what):
+    """Wrap the function that load_from_library calls: transformers' refusal to run a stranger's code becomes one line of ours."""
+
+    def wrapped(source, local_files_only):
+        try:
+            return load(source, local_files_only=local_files_only)
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise UserError(f"{source} is a {what} with code of its own, which is never run. Take one that transformers knows.") from error
+
+    return wrapped
+
+
 def load_language_model(name):
     """Load a causal language model by name or folder, on the CPU, in float32 and eval mode, with SDPA attention where it has that.
 
@@ -237,7 +256,7 @@ def load_language_model(name):
     logging.disable_progress_bar()  # it would interrupt the script's own lines
 
     def load(source, local_files_only):
-        settings = {"local_files_only": local_files_only, "dtype": torch.float32}
+        settings = {"local_files_only": local_files_only, "trust_remote_code": False, "dtype": torch.float32}
         try:
             return AutoModelForCausalLM.from_pretrained(source, attn_implementation="sdpa", **settings)
         except ValueError as error:
@@ -253,7 +272,7 @@ def load_tokenizer(name):
     from transformers import AutoTokenizer
 
     def load(source, local_files_only):
-        return AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+        return AutoTokenizer.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
 
     return load_from_library(load, name, "tokenizer")
 
@@ -263,23 +282,41 @@ def load_language_model_config(name):
     from transformers import AutoConfig
 
     def load(source, local_files_only):
-        return AutoConfig.from_pretrained(source, local_files_only=local_files_only)
+        return AutoConfig.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
 
     return load_from_library(load, name, "language model's config")
 
 
-def build_language_model(gpt_config):
-    """Make a causal language model from its config as a dict. Its weights are not initialised: load them next."""
+def build_language_model(gpt_config, size=None):
+    """Make a causal language model from its config as a dict. Its weights are not initialised: load them next.
+
+    Args:
+        gpt_config: the config, which may come from a stranger.
+        size: of the weights to load, in bytes; None makes a model without memory.
+
+    Raises:
+        UserError: transformers makes no model of it, or one that is larger than the weights.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    fields = {name: value for name, value in gpt_config.items() if name not in ("model_type", "transformers_version", "dtype")}
-    config = AutoConfig.for_model(gpt_config["model_type"], **fields)
-    with no_init_weights():  # drawing 124M numbers takes seconds
-        try:
-            gpt = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-        except ValueError:  # a language model without SDPA
-            gpt = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    fields = {name: value for name, value in gpt_config.items() if name not in NOT_PASSED and not name.startswith("_")}
+
+    def build():
+        config = AutoConfig.for_model(gpt_config["model_type"], **copy.deepcopy(fields))
+        settings = {"dtype": torch.float32, "trust_remote_code": False}
+        with no_init_weights():  # drawing 124M numbers takes seconds
+            try:
+                return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", **settings)
+            except ValueError:  # a language model without SDPA
+                return AutoModelForCausalLM.from_config(config, attn_implementation="eager", **settings)
+
+    try:
+        gpt = refuse_oversized(build, sys.maxsize if size is None else size)
+        if size is not None:
+            gpt = build()
+    except Exception as error:  # the config's class and the model's raise whatever a wrong value leads to
+        raise UserError(f"gpt_config describes no language model that fits the weights: {first_line(error, 300)}") from error
     gpt.tie_weights()
     return gpt

@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# Goal        COCO captions, MLP mapper and tuned GPT-2: the paper's first variant (arXiv:2111.09734), 156M parameters trained.
-# Hardware    one GPU of 8 GB or more; without one, days (recipes/README.md).
-# Data        COCO 2014, 20 GB: 113,287 pictures and 566,747 captions to train on, 5,000 pictures each for val and test (Karpathy's
-#             splits; train and restval together are the published train_caption.json):
+# Goal        COCO captions with an MLP mapper and a tuned GPT-2: the paper's first variant (arXiv:2111.09734), with
+#             156M trained parameters.
+# Hardware    one GPU of 8 GB or more. A CPU takes days (recipes/README.md).
+# Data        COCO 2014, 20 GB. 113,287 pictures with 566,747 captions to train on, and 5,000 pictures each for val
+#             and test (Karpathy's splits). train and restval together are the published train_caption.json. Get them
+#             with:
 #               python data/download.py coco2014 karpathy
-# Published   test, beam 5: BLEU-4 32.15, METEOR 27.10, CIDEr 108.35, SPICE 20.12. Others' runs of the same code: CIDEr 101.6.
-# Ours        not run here: needs COCO and a GPU
-# Otherwise   the published run had no validation and took the last epoch; this one takes the best on val, and scores on test.
+# Published   test, beam 5: BLEU-4 32.15, METEOR 27.10, CIDEr 108.35, SPICE 20.12. Other people's runs of the same
+#             code: CIDEr 101.6.
+# Ours        not run here; needs COCO and a GPU.
+# Otherwise   The published run had no validation and took the last epoch. This one takes the best epoch on val and
+#             scores on test.
 #
-#   bash recipes/coco_mlp.sh          from the repository's root; started again, it goes on where it stopped
+#   bash recipes/coco_mlp.sh          run it from the root of the repository; to resume, run it again
 set -euo pipefail
 METRICS=${METRICS:-bleu meteor rouge cider spice}
-SMOKE=${RECIPE_SMOKE:+--max_steps 3 --log_every 1 --device cpu} # RECIPE_SMOKE=1: three steps, to see that every line runs
+SMOKE=${RECIPE_SMOKE:+--max_steps 3 --log_every 1 --device cpu} # RECIPE_SMOKE=1: a trial of three steps
 OUT=checkpoints/${RECIPE_SMOKE:+smoke_}coco_mlp
 KARPATHY=data/coco/annotations/dataset_coco.json
 FEATURES=data/coco/oscar_split_ViT-B_32
@@ -19,7 +23,7 @@ FEATURES=data/coco/oscar_split_ViT-B_32
 [ -e ${FEATURES}_train.pkl ] || python parse_coco.py --clip_model_type ViT-B/32 --annotations $KARPATHY --split train restval
 [ -e ${FEATURES}_val.pkl ] || python parse_coco.py --clip_model_type ViT-B/32 --annotations $KARPATHY --split val
 [ -e ${FEATURES}_test.pkl ] || python parse_coco.py --clip_model_type ViT-B/32 --annotations $KARPATHY --split test
-python check.py ${FEATURES}_{train,val,test}.pkl || [ -n "${GO_ON:-}" ] # stops at a problem; GO_ON=1 goes on in spite of it
+python check.py ${FEATURES}_{train,val,test}.pkl || [ -n "${GO_ON:-}" ] # stops at a problem, unless GO_ON=1
 
 python train.py --data ${FEATURES}_train.pkl --val_data ${FEATURES}_val.pkl --out_dir $OUT \
   --mapping_type mlp --prefix_length 10 --epochs 10 --bs 40 --lr 2e-5 --warmup_steps 5000 --resume $SMOKE

@@ -1,26 +1,28 @@
 #!/usr/bin/env bash
-# Goal        captions as of Instagram posts: adapters of rank 16 (RANK=4, RANK=64 are the other published ones) on the COCO model's GPT-2,
-#             its mapper tuned beside them.
-# Hardware    one GPU; train.py says how much memory it will take before the first step.
-# Data        kkcosmos/instagram-images-with-captions of the Hugging Face hub (its page gives the size), fetched by the first command; or a
-#             copy of it: DATASET=folder. The weights it starts from come by themselves, or lie at data/weights/coco_weights.pt.
-# Published   no number: captions side by side, rated by eye
-# Ours        not run here: needs the data set, the COCO weights and a GPU
-# Otherwise   starts from the COCO weights, and the adapters are saved and used; theirs stood on a random, frozen mapper and were dropped
-#             when predicting. The rate is theirs; adapters usually want more (--lr 1e-4 --mapper_lr 1e-5). A twentieth of the
-#             training part picks the epoch; theirs was picked on the test part.
+# Goal        captions like those of Instagram posts. Trains adapters of rank 16 on the COCO model's GPT-2, and its
+#             mapper too. The other published ranks are RANK=4 and RANK=64.
+# Hardware    one GPU. train.py prints how much memory it will take before the first step.
+# Data        kkcosmos/instagram-images-with-captions on the Hugging Face hub; its page gives the size. The first
+#             command downloads it; for a local copy set DATASET=folder. The COCO weights are downloaded too, or taken
+#             from data/weights/coco_weights.pt.
+# Published   no number; captions were compared side by side and rated by eye.
+# Ours        not run here; needs the data set, the COCO weights and a GPU.
+# Otherwise   Training starts from the COCO weights, and the adapters are saved and used. The published adapters were
+#             on a random, frozen mapper and were dropped in prediction. The rate is the published one; adapters
+#             usually need a higher one (--lr 1e-4 --mapper_lr 1e-5). A twentieth of the training part chooses the
+#             epoch; the published run chose it on the test part.
 #
-#   bash recipes/instagram_lora.sh          from the repository's root; started again, it goes on where it stopped
+#   bash recipes/instagram_lora.sh          run it from the root of the repository; to resume, run it again
 set -euo pipefail
 METRICS=${METRICS:-bleu meteor rouge cider}
-SMOKE=${RECIPE_SMOKE:+--max_steps 3 --log_every 1 --device cpu} # RECIPE_SMOKE=1: three steps, to see that every line runs
+SMOKE=${RECIPE_SMOKE:+--max_steps 3 --log_every 1 --device cpu} # RECIPE_SMOKE=1: a trial of three steps
 OUT=checkpoints/${RECIPE_SMOKE:+smoke_}instagram_lora
 DATASET=${DATASET:-kkcosmos/instagram-images-with-captions}
 FEATURES=data/instagram/ViT-B_32
 
-[ -e ${FEATURES}_train.pkl ] || python parse_huggingface.py "$DATASET" --val_share 0.05 --out ${FEATURES}_train.pkl # and …_val.pkl
+[ -e ${FEATURES}_train.pkl ] || python parse_huggingface.py "$DATASET" --val_share 0.05 --out ${FEATURES}_train.pkl # and ..._val.pkl
 [ -e ${FEATURES}_test.pkl ] || python parse_huggingface.py "$DATASET" --split test --out ${FEATURES}_test.pkl
-python check.py ${FEATURES}_{train,val,test}.pkl || [ $? -eq 1 ] # goes on at a problem: posts are longer than captions are
+python check.py ${FEATURES}_{train,val,test}.pkl || [ $? -eq 1 ] # continues: posts are longer than captions
 
 python train.py --data ${FEATURES}_train.pkl --val_data ${FEATURES}_val.pkl --out_dir $OUT --init_from coco --tune lora \
   --lora_rank ${RANK:-16} --lora_alpha 16 --lora_dropout 0.1 --lora_targets c_attn,c_proj,c_fc \

@@ -1,25 +1,28 @@
 #!/usr/bin/env bash
-# Goal        captions as of Instagram posts, behind a prompt that holds what the COCO model says of the picture.
-# Hardware    one GPU; train.py says how much memory it will take before the first step.
-# Data        kkcosmos/instagram-images-with-captions of the Hugging Face hub (its page gives the size), fetched by the first command; or a
-#             copy of it: DATASET=folder. The weights it starts from come by themselves, or lie at data/weights/coco_weights.pt.
-# Published   no number: captions side by side, rated by eye
-# Ours        not run here: needs the data set, the COCO weights and a GPU
-# Otherwise   the COCO model captions every picture once, by its own prefix, not at each step by that of the mapper in training; the loss is
-#             that of the post's own tokens; prediction puts the prompt in. A twentieth of the training part picks the epoch; theirs
-#             was picked on the test part.
+# Goal        captions like those of Instagram posts, after a prompt that holds the COCO model's caption of the
+#             picture.
+# Hardware    one GPU. train.py prints how much memory it will take before the first step.
+# Data        kkcosmos/instagram-images-with-captions on the Hugging Face hub; its page gives the size. The first
+#             command downloads it; for a local copy set DATASET=folder. The COCO weights are downloaded too, or taken
+#             from data/weights/coco_weights.pt.
+# Published   no number; captions were compared side by side and rated by eye.
+# Ours        not run here; needs the data set, the COCO weights and a GPU.
+# Otherwise   The COCO model captions every picture once, with its own prefix. The published code did so at each step,
+#             with the prefix of the mapper in training. The loss is on the post's own tokens, and prediction inserts
+#             the prompt. A twentieth of the training part chooses the epoch; the published run chose it on the test
+#             part.
 #
-#   bash recipes/instagram_prompt.sh          from the repository's root; started again, it goes on where it stopped
+#   bash recipes/instagram_prompt.sh          run it from the root of the repository; to resume, run it again
 set -euo pipefail
 METRICS=${METRICS:-bleu meteor rouge cider}
-SMOKE=${RECIPE_SMOKE:+--max_steps 3 --log_every 1 --device cpu} # RECIPE_SMOKE=1: three steps, to see that every line runs
+SMOKE=${RECIPE_SMOKE:+--max_steps 3 --log_every 1 --device cpu} # RECIPE_SMOKE=1: a trial of three steps
 OUT=checkpoints/${RECIPE_SMOKE:+smoke_}instagram_prompt
 DATASET=${DATASET:-kkcosmos/instagram-images-with-captions}
 FEATURES=data/instagram/ViT-B_32
 
-[ -e ${FEATURES}_train.pkl ] || python parse_huggingface.py "$DATASET" --val_share 0.05 --out ${FEATURES}_train.pkl # and …_val.pkl
+[ -e ${FEATURES}_train.pkl ] || python parse_huggingface.py "$DATASET" --val_share 0.05 --out ${FEATURES}_train.pkl # and ..._val.pkl
 [ -e ${FEATURES}_test.pkl ] || python parse_huggingface.py "$DATASET" --split test --out ${FEATURES}_test.pkl
-python check.py ${FEATURES}_{train,val,test}.pkl || [ $? -eq 1 ] # goes on at a problem: posts are longer than captions are
+python check.py ${FEATURES}_{train,val,test}.pkl || [ $? -eq 1 ] # continues: posts are longer than captions
 
 python train.py --data ${FEATURES}_train.pkl --val_data ${FEATURES}_val.pkl --out_dir $OUT --init_from coco --base_checkpoint coco \
   --prompt " is a picture of {base} and a social media post would caption it " \

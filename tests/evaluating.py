@@ -3,9 +3,8 @@
 import copy
 import json
 
-import helpers
-
 import evaluate
+import helpers
 
 VALUES = (
     None, True, 0, -1, 2**63, 10**400, 1.5, float("nan"), float("inf"), "", " ", "\xb2", "\u0661", "1e3", "nul\0", "half \ud83d", "\udfff",

@@ -5,9 +5,9 @@ import json
 
 import pytest
 import torch
-from helpers import captioner
 
 from common import UserError
+from helpers import captioner
 from models.checkpoints import config_path, load_checkpoint, save_checkpoint, save_config
 from models.decoding import generate
 

@@ -1,8 +1,6 @@
-"""data/download.py against a server on loopback: going on, checks, and archives that are not what they should be."""
+"""data/download.py against a server on loopback: resuming, checks, and archives that are not what they should be."""
 
 import hashlib
-import http.server
-import importlib.util
 import io
 import json
 import os
@@ -10,66 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
-
-@pytest.fixture(scope="module")
-def download(root):
-    """data/download.py as a module: data is no package."""
-    spec = importlib.util.spec_from_file_location("download_script", root / "data" / "download.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves `content` by name, with ranges; `cuts`: bytes after which one answer each breaks off."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.cuts, self.asked, self.ranges, self.slow = {}, [], [], True, 0
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        server, name = self.server, self.path.lstrip("/")
-        server.asked.append((name, self.headers.get("Range")))
-        data = server.content.get(name)
-        if data is None:
-            self.send_error(404)
-            return
-        start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-")) if self.headers.get("Range") and server.ranges else 0
-        if start and start >= len(data):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(data)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        rest = data[start:]
-        if server.cuts:
-            rest = rest[: server.cuts.pop(0)]
-        try:
-            for at in range(0, len(rest), 10_000):
-                self.wfile.write(rest[at : at + 10_000])
-                time.sleep(server.slow)
-        except OSError:
-            return  # whoever asked has gone
-
-    def log_message(self, *_):
-        pass
+from data import download
+from serving import Server
 
 
 @pytest.fixture
@@ -81,7 +27,7 @@ def server():
 
 
 @pytest.fixture
-def coco(download, server, workdir, monkeypatch):
+def coco(server, workdir, monkeypatch):
     """A small coco2014 on the server: → its items as the script has them, with small counts."""
     server.content["pictures.zip"] = zip_of({f"train2014/{number}.jpg": os.urandom(20_000) for number in range(3)})
     server.content["texts.zip"] = zip_of({"annotations/captions_train2014.json": b"[]", "__MACOSX/x": b""})
@@ -105,14 +51,14 @@ def zip_of(files):
     return memory.getvalue()
 
 
-def run(download, server, *words):
+def run(server, *words):
     return download.main(["coco2014", "--mirror", server.url, *words])
 
 
-def error_line(download, server, capsys, *words):
+def error_line(server, capsys, *words):
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
-        run(download, server, *words)
+        run(server, *words)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("download.py: error: ")]
     assert caught.value.code == 2 and len(lines) == 1
     return lines[0]
@@ -126,96 +72,181 @@ WHOLE = ["data/coco/annotations/captions_train2014.json", "data/coco/annotations
 WHOLE += [f"data/coco/train2014/{number}.jpg" for number in range(3)]
 
 
-def test_everything_lies_where_the_parse_scripts_look_and_is_fetched_once(coco, download, server, capsys):
+def test_everything_lies_where_the_parse_scripts_look_and_is_fetched_once(coco, server, capsys):
     Path("data/coco/annotations").mkdir(parents=True)
     Path("data/coco/annotations/mine.json").write_text("{}")
-    assert run(download, server) == 0
+    assert run(server) == 0
     assert files() == sorted([*WHOLE, "data/coco/annotations/mine.json"])
     asked = len(server.asked)
-    assert run(download, server) == 0 and len(server.asked) == asked == 3
+    assert run(server) == 0 and len(server.asked) == asked == 3
     assert "pictures.zip: there" in capsys.readouterr().out
-    assert run(download, server, "--folder", "other", "--keep_archives") == 0 and Path("other/coco/pictures.zip").exists()
+    assert run(server, "--folder", "other", "--keep_archives") == 0 and Path("other/coco/pictures.zip").exists()
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_cut_line_is_taken_up_where_it_broke(ranges, coco, download, server):
+def test_a_cut_line_is_taken_up_where_it_broke(ranges, coco, server):
     server.content.pop("texts.zip"), coco.pop(0)
     server.cuts, server.ranges = [25_000, 20_000], ranges
-    assert run(download, server) == 0 and files() == WHOLE[1:]
-    asked = [where for name, where in server.asked if name == "pictures.zip"]
-    assert asked[0] is None and asked[1] == "bytes=25000-" and asked[2] == ("bytes=45000-" if ranges else "bytes=20000-")
+    assert run(server) == 0 and files() == WHOLE[1:]
+    assert server.places("pictures.zip") == [None, "bytes=25000-", "bytes=45000-" if ranges else "bytes=20000-"]
 
 
-def test_a_line_that_stays_cut_leaves_a_part_to_go_on_from(coco, download, server, capsys):
+def test_a_line_that_stays_cut_leaves_a_part_to_resume_from(coco, server, capsys):
     server.content.pop("texts.zip"), coco.pop(0)
     server.cuts = [10_000, 10_000, 10_000]
-    line = error_line(download, server, capsys)
+    line = error_line(server, capsys)
     assert "ended at 30,000 of" in line and "30,000 bytes are kept" in line
-    assert files() == ["data/coco/pictures.zip.part"]
-    assert run(download, server) == 0 and server.asked[3] == ("pictures.zip", "bytes=30000-") and files() == WHOLE[1:]
+    assert files() == ["data/coco/pictures.zip.part", "data/coco/pictures.zip.part.json"]
+    assert run(server) == 0 and server.places("pictures.zip")[3] == "bytes=30000-" and files() == WHOLE[1:]
 
 
-def test_a_part_that_is_whole_or_too_long_is_seen(coco, download, server):
-    data = server.content["pictures.zip"]
-    for kept in (data, data + b"more"):
-        shutil.rmtree("data", ignore_errors=True)
-        Path("data/coco").mkdir(parents=True)
-        Path("data/coco/pictures.zip.part").write_bytes(kept)
-        assert run(download, server) == 0 and files() == WHOLE
+@pytest.fixture
+def listed(coco, server, monkeypatch):
+    """One list of captions on the server, and its two versions: of equal length, each whole by itself and also when glued together."""
+    old, new = (json.dumps([{"caption": f"{word} {number:06d}"} for number in range(4000)]).encode() for word in ("old", "new"))
+    monkeypatch.setitem(download.DATA_SETS, "coco2014", [download.Item("list.json", "drive:unused", "coco", count=4000)])
+    server.content["list.json"] = old
+    assert len(old) == len(new) > 100_000
+    return old, new
 
 
-def test_what_is_not_as_expected_is_refused_in_one_line(coco, download, server, capsys, monkeypatch):
+def interrupt(server, capsys, monkeypatch, kept=50_000):
+    """Leave a part of `kept` bytes."""
+    server.cuts = [kept]
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "PAUSES", ())
+        assert f"{kept:,} bytes are kept" in error_line(server, capsys)
+    server.asked.clear()
+
+
+LIST = Path("data/coco/list.json")
+DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
+TAGS = {
+    "etag": lambda data: {"ETag": f'"{hashlib.md5(data).hexdigest()}"'},
+    "date": lambda data: {"Last-Modified": DATE.replace("07:", f"{data[14] % 24:02d}:")},
+    "weak etag and date": lambda data: {"ETag": 'W/"same"', "Last-Modified": DATE.replace("07:", f"{data[14] % 24:02d}:")},
+    "nothing": lambda data: {},
+}
+
+
+@pytest.mark.parametrize("if_range", [True, False])
+@pytest.mark.parametrize("tags", TAGS)
+def test_a_file_that_changed_on_the_server_is_never_glued_to_an_old_part(tags, if_range, listed, server, capsys, monkeypatch):
+    server.validators, server.if_range = TAGS[tags], if_range
+    interrupt(server, capsys, monkeypatch)
+    server.content["list.json"] = listed[1]
+    assert run(server) == 0 and LIST.read_bytes() == listed[1] and files() == [str(LIST)]
+
+
+@pytest.mark.parametrize("tags", TAGS)
+def test_a_file_that_did_not_change_is_resumed_if_that_can_be_known(tags, listed, server, capsys, monkeypatch):
+    server.validators = TAGS[tags]
+    interrupt(server, capsys, monkeypatch)
+    assert run(server) == 0 and LIST.read_bytes() == listed[0]
+    known = {"etag": "ETag", "date": "Last-Modified", "weak etag and date": "Last-Modified"}.get(tags)
+    expected = ("list.json", "bytes=50000-", TAGS[tags](listed[0])[known]) if known else ("list.json", None, None)
+    assert server.asked == [expected]
+
+
+def test_a_known_checksum_stands_in_for_what_the_server_does_not_say(listed, server, capsys, monkeypatch):
+    item = download.Item("list.json", "drive:unused", "coco", count=4000, md5=hashlib.md5(listed[0]).hexdigest())
+    monkeypatch.setitem(download.DATA_SETS, "coco2014", [item])
+    server.validators = TAGS["nothing"]
+    interrupt(server, capsys, monkeypatch)
+    server.content["list.json"] = listed[1]
+    assert "checksum of another file" in error_line(server, capsys) and files() == []
+    server.content["list.json"] = listed[0]
+    interrupt(server, capsys, monkeypatch)
+    assert run(server) == 0 and server.places("list.json") == ["bytes=50000-"] and LIST.read_bytes() == listed[0]
+
+
+@pytest.mark.parametrize("change", [b"", b"[]", b" " * 60_000, b"longer"])
+def test_a_file_of_another_length_starts_over(change, listed, server, capsys, monkeypatch):
+    server.validators = lambda data: {"ETag": '"the same for all"'}
+    interrupt(server, capsys, monkeypatch)
+    server.content["list.json"] = (listed[1] + b" " * 7) if change == b"longer" else change
+    if change == b"longer":
+        assert run(server) == 0 and LIST.read_bytes() == listed[1] + b" " * 7
+    else:
+        assert "expected 4,000 captions" in error_line(server, capsys) and not LIST.exists()
+
+
+SPANS = ["", "bytes 0-9/10", "bytes */*", "bytes 50001-{last}/{all}", "bytes 50000-{last}/*", "bytes 50000-{all}/{all}", "lines 1-2/3"]
+SPANS += ["bytes -1-2/3", "bytes 50000-{last}/" + "9" * 5000]
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_a_206_with_another_range_than_the_one_asked_for_starts_over(span, listed, server, capsys, monkeypatch):
+    interrupt(server, capsys, monkeypatch)
+    server.spans = lambda start, length: span.format(last=length - 1, all=length)
+    assert run(server) == 0 and LIST.read_bytes() == listed[0] and server.places("list.json") == ["bytes=50000-", None]
+
+
+@pytest.mark.parametrize("record", [None, b"", b"[" * 100_000, b"{}", b"[1]", b'{"address": 1}', b'{"total": "9", "validator": null}'])
+def test_a_part_whose_record_is_missing_or_damaged_is_not_used(record, listed, server, capsys, monkeypatch):
+    interrupt(server, capsys, monkeypatch)
+    path = Path("data/coco/list.json.part.json")
+    path.unlink() if record is None else path.write_bytes(record)
+    assert run(server) == 0 and LIST.read_bytes() == listed[0] and server.places("list.json") == [None]
+
+
+def test_a_part_that_is_whole_or_too_long_is_seen(listed, server, capsys, monkeypatch):
+    for more, places in ((b"", []), (b"more", [None])):
+        LIST.unlink(missing_ok=True)
+        interrupt(server, capsys, monkeypatch)
+        Path("data/coco/list.json.part").write_bytes(listed[0] + more)
+        assert run(server) == 0 and LIST.read_bytes() == listed[0] and server.places("list.json") == places
+
+
+def test_answers_of_other_kinds_are_said_in_one_line(listed, server, capsys, monkeypatch):
+    server.status = 206
+    assert "answered 206; expected 200" in error_line(server, capsys)
+    server.status, server.lengths = 200, False
+    assert run(server) == 0 and LIST.read_bytes() == listed[0]
+    for mirror in ("ftp://host", "no address", "http://", "http://a b/", "http://ho\u00e9st/"):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            download.main(["coco2014", "--mirror", mirror, "--folder", "new"])
+        assert caught.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+    for mirror in ("http://[1", "http://host:port", "http://a..b"):
+        assert "Traceback" not in error_line(server, capsys, "--mirror", mirror, "--folder", "new")
+
+
+def test_what_is_not_as_expected_is_refused_in_one_line(coco, server, capsys, monkeypatch):
     texts, pictures, listed = coco
     right = server.content["pictures.zip"]
     server.content["pictures.zip"] = right + b"x"
-    assert f"has {len(right) + 1:,} bytes, and {len(right):,} are expected" in error_line(download, server, capsys)
+    assert f"has {len(right) + 1:,} bytes; expected {len(right):,}" in error_line(server, capsys)
     del server.content["pictures.zip"]
-    assert "answered 404" in error_line(download, server, capsys)
+    assert "answered 404" in error_line(server, capsys)
     server.content["pictures.zip"] = right
     for name, changes, message in (
         ("checksum", {"md5": hashlib.md5(b"other").hexdigest()}, "checksum of another file"),
-        ("count", {"count": 4}, "holds 3 files train2014/*.jpg, and 4 are expected"),
+        ("count", {"count": 4}, "holds 3 files train2014/*.jpg; expected 4"),
     ):
         coco[1] = download.dataclasses.replace(pictures, **changes)
-        assert message in error_line(download, server, capsys), name
+        assert message in error_line(server, capsys), name
         shutil.rmtree("data")
     coco[1] = download.dataclasses.replace(pictures, md5=hashlib.md5(right).hexdigest())
     server.content["list.json"] = b'[{"image_id": 1}]'
-    assert "is a list of 1; expected 4 captions" in error_line(download, server, capsys)
+    assert "is a list of 1 with 0 captions; expected 4 captions" in error_line(server, capsys)
     assert Path("data/coco/annotations/list.json.wrong").exists() and not Path("data/coco/annotations/list.json").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     shutil.rmtree("data/coco/train2014")
-    assert "GB free" in error_line(download, server, capsys)
-    assert error_line(download, server, capsys, "--mirror", "http://127.0.0.1:9").count("stopped") == 1
+    assert "GB free" in error_line(server, capsys)
+    assert error_line(server, capsys, "--mirror", "http://127.0.0.1:9").count("stopped") == 1
 
 
-@pytest.mark.parametrize("name", ["../evil.jpg", "/tmp/evil.jpg", "a/../../evil.jpg", "..\\evil.jpg", "C:\\evil.jpg", "link"])
-def test_a_zip_that_wants_to_escape_writes_nothing(name, coco, download, server, capsys):
-    memory = io.BytesIO()
-    with zipfile.ZipFile(memory, "w") as packed:
-        packed.writestr("train2014/0.jpg", b"")
-        entry = zipfile.ZipInfo(name)
-        if name == "link":
-            entry.external_attr = 0o120777 << 16
-        packed.writestr(entry, "/etc")
-    server.content["pictures.zip"] = memory.getvalue()
-    coco[1] = download.dataclasses.replace(coco[1], size=None)
-    assert "write outside its folder" in error_line(download, server, capsys)
-    assert files() == [WHOLE[0], "data/coco/pictures.zip"] and not Path("evil.jpg").exists() and not Path("data/evil.jpg").exists()
+@pytest.mark.parametrize(
+    "content", [b"[" * 200_000, b"\xff\xfe", b"{}", b"[1, 2, 3, 4]", b'[{"caption": 1}, {"caption": 2}, [], null]', b""]
+)
+def test_a_list_that_is_none_is_kept_aside_and_said(content, coco, server, capsys):
+    server.content["list.json"] = content
+    assert "expected 4 captions. It is kept as list.json.wrong" in error_line(server, capsys)
+    assert Path("data/coco/annotations/list.json.wrong").read_bytes() == content
 
 
-def test_a_page_or_a_damaged_zip_in_place_of_one_is_said(coco, download, server, capsys):
-    coco[1] = download.dataclasses.replace(coco[1], size=None)
-    right = server.content["pictures.zip"]
-    server.content["pictures.zip"] = b"<html>sign in</html>"
-    assert "is not a zip" in error_line(download, server, capsys)
-    Path("data/coco/pictures.zip").unlink()
-    server.content["pictures.zip"] = right[:30_000] + b"x" * 100 + right[30_100:]
-    assert "is damaged" in error_line(download, server, capsys)
-    assert files() == [WHOLE[0], "data/coco/pictures.zip"], "nothing half-unpacked stays"
-
-
-def test_clotho_says_which_unpacker_it_needs_and_uses_the_one_there(download, server, workdir, capsys, monkeypatch):
+def test_clotho_says_which_unpacker_it_needs_and_uses_the_one_there(server, workdir, capsys, monkeypatch):
     item = download.Item("sounds.7z", "http://unused", ".", "development/*.wav", 2)
     table = download.Item("clotho_captions_development.csv", "http://unused", ".")
     server.content |= {"sounds.7z": b"packed", table.name: b"file_name,caption_1\n"}
@@ -233,7 +264,7 @@ def test_clotho_says_which_unpacker_it_needs_and_uses_the_one_there(download, se
     assert files() == ["data/clotho_captions_development.csv", "data/development/1.wav", "data/development/2.wav"]
 
 
-def test_stopped_by_ctrl_c_it_keeps_the_part(download, server, workdir, root):
+def test_stopped_by_ctrl_c_it_keeps_the_part(server, workdir, root):
     server.content["train_caption.json"], server.slow = b"[" + b" " * 5_000_000 + b"]", 0.01
     command = [sys.executable, str(root / "data" / "download.py"), "annotations", "--mirror", server.url]
     # A shell that starts the tests in the background has its children ignore SIGINT; this one must not inherit that.

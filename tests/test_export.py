@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from helpers import captioner
 from safetensors.torch import load_file
 
 import tiny
 import weight_files
 from benchmarks import published
+from helpers import captioner
 from models.checkpoints import config_path, load_checkpoint, save_checkpoint, save_config
 from models.decoding import generate
 from models.hub import HubCaptionModel, main

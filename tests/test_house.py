@@ -16,7 +16,7 @@ PACKAGES = ("models", "features", "reports", "evaluation", "training", "predicti
 ALLOWED = {
     "features": (),
     "reports": ("features.schema", "features.image_ids"),
-    "models": ("features.encoder_names",),
+    "models": ("features.encoder_names", "features.schema"),
     "prediction": ("models", "features", "reports"),
     "evaluation": ("models", "features", "reports", "prediction"),
     "training": ("models", "features", "reports", "evaluation"),

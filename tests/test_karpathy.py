@@ -4,10 +4,10 @@ import functools
 import json
 from pathlib import Path
 
-import helpers
 import pytest
 import torch
 
+import helpers
 import parse_coco
 import tiny
 import train

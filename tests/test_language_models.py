@@ -1,18 +1,22 @@
 """Any causal language model: packed or not, cached or not, the same losses and captions; names, folders and tokenizers."""
 
 import dataclasses
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from helpers import captioner
 from torch.nn import functional as F
 
 import predict
 import tiny
 import train
+from common import UserError
+from helpers import captioner
 from models.checkpoints import load_checkpoint
 from models.decoding import generate
-from models.weights import load_language_model
+from models.weights import load_language_model, load_language_model_config, load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PACKED = ("gpt2", "opt", "llama", "qwen2", "qwen3")
@@ -188,12 +192,26 @@ def test_a_tokenizer_of_another_language_model_is_named(workdir, language_models
     assert "the language model knows 50" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("load, kind", [(load_language_model, "AutoModelForCausalLM"), (load_tokenizer, "AutoTokenizer"),
+                                        (load_language_model_config, "AutoConfig")])  # fmt: skip
+def test_code_in_a_folder_is_never_run_whatever_is_answered(workdir, language_models, monkeypatch, load, kind):
+    shutil.copytree(language_models / "gpt2", "coded")
+    Path("coded/own.py").write_text("import os\nos.mkdir('was_run')\nclass Own: pass\n")
+    automatic = {kind: ["own.Own", "own.Own"] if kind == "AutoTokenizer" else "own.Own", "AutoConfig": "own.Own"}
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads(Path("coded", name).read_text())
+        content |= {"model_type": "own", "tokenizer_class": "Own", "auto_map": automatic}
+        Path("coded", name).write_text(json.dumps(content))
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    with pytest.raises(UserError, match="code of its own, which is never run"):
+        load("./coded")
+    assert not Path("was_run").exists()
+
+
 @pytest.mark.parametrize(
     "name, address", [("distilgpt2", "/distilbert/distilgpt2 "), ("gpt2", "/openai-community/gpt2 "), ("a/b", "/a/b ")]
 )
 def test_missing_weights_name_their_address(workdir, name, address):
-    from common import UserError
-
     with pytest.raises(UserError) as missing:
         load_language_model(name)
     assert address in str(missing.value) and f"data/weights/{name}/" in str(missing.value)

@@ -5,7 +5,6 @@ import json
 import shlex
 from pathlib import Path
 
-import helpers
 import numpy as np
 import pytest
 import soundfile
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 from test_audio import published_step_by_step
 
+import helpers
 import parse_clotho
 import predict
 import tiny

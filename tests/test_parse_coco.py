@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-import helpers
 import pytest
 import torch
 
+import helpers
 import parse_coco
 import tiny
 from features.store import load_features

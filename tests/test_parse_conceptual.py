@@ -7,12 +7,12 @@ import shutil
 import tarfile
 from pathlib import Path
 
-import helpers
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import helpers
 import parse_conceptual
 import tiny
 import train

@@ -5,9 +5,9 @@ import functools
 import json
 from pathlib import Path
 
-import helpers
 import pytest
 
+import helpers
 import parse_flickr
 import tiny
 import train

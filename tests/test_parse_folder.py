@@ -7,12 +7,12 @@ import sys
 import types
 from pathlib import Path
 
-import helpers
 import hypothesis
 import pytest
 import torch
 from hypothesis import strategies
 
+import helpers
 import parse_folder
 import tiny
 import train

@@ -3,9 +3,9 @@
 import functools
 from pathlib import Path
 
-import helpers
 import pytest
 
+import helpers
 import parse_food
 import tiny
 import train

@@ -9,10 +9,10 @@ import types
 from pathlib import Path
 
 import datasets
-import helpers
 import pytest
 import torch
 
+import helpers
 import parse_huggingface
 import tiny
 import train

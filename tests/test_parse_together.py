@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import error_line
 
 import parse_folder
 import parse_huggingface
@@ -25,6 +24,7 @@ from features.pieces import Pieces
 from features.records import merge_records
 from features.shards import fetch_shard, index_shard
 from features.store import load_features
+from helpers import error_line
 from models.encoders import load_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")

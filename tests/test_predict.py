@@ -7,13 +7,13 @@ import os
 import pickle
 import sys
 
-import helpers
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import evaluate
+import helpers
 import predict
 import tiny
 import train

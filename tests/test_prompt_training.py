@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import helpers
 import numpy as np
 import pytest
 import torch
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers.activations import NewGELUActivation
 
+import helpers
 import tiny
 import train
 from features.store import load_features

@@ -2,10 +2,10 @@
 
 import json
 
-import helpers
 import pytest
 import torch
 
+import helpers
 import tiny
 import train
 import weight_files

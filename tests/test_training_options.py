@@ -6,11 +6,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import captioner
-from helpers import train_tiny as run
 
 import tiny
 import train
+from helpers import captioner
+from helpers import train_tiny as run
 from models.checkpoints import load_checkpoint
 from models.decoding import generate
 

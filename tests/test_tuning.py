@@ -5,10 +5,10 @@ import re
 
 import pytest
 import torch
-from helpers import captioner
-from helpers import train_tiny as run
 
 import tiny
+from helpers import captioner
+from helpers import train_tiny as run
 from interrupted import dies_at_save
 from models.captioner import ClipCaptionModel
 from models.checkpoints import load_checkpoint

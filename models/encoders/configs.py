@@ -11,7 +11,7 @@ MOST_BYTES = 10_000_000
 MOST_NESTED = 40
 # Largest number by what its key says; sizes of weights are checked against the weight files (models.weights.refuse_oversized).
 LIMITS = (
-    (re.compile(r"layers|depth|blocks|stages"), 1024),
+    (re.compile(r"layer|depth|blocks|stages|experts|types"), 1024),
     (re.compile(r"fft|max_num_patches|max_length_s|chunk_length"), 2**15),
     (re.compile(r"size|height|width|edge|patch|window|mel|hop"), 2**20),
     (re.compile(r""), 2**40),
@@ -21,13 +21,17 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def read_config(path):
-    """Read a config file.
+    """Read a config file of an encoder as a dict. Raises UserError as read_object and check_numbers do."""
+    config = read_object(path, "the JSON that save_pretrained writes")
+    check_numbers(config, path)
+    return config
 
-    Returns:
-        dict.
+
+def read_object(path, expected):
+    """Read a small file of JSON as a dict.
 
     Raises:
-        UserError: it is no regular file, no JSON object in UTF-8, nested deeply, or holds a number beyond any encoder's.
+        UserError: it is no regular file, no JSON object in UTF-8, or nested deeply; the message says what was `expected`.
     """
     path = Path(path)
     try:
@@ -36,10 +40,9 @@ def read_config(path):
             raise ValueError("no regular file of a few kilobytes")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Expected the JSON that save_pretrained writes.") from error
+        raise UserError(f"{path} cannot be read: {error}. Expected {expected}.") from error
     if not isinstance(config, dict):
-        raise UserError(f"{path} holds a {type(config).__name__}; expected a JSON object, as save_pretrained writes.")
-    _check_numbers(config, path)
+        raise UserError(f"{path} holds a {type(config).__name__}; expected {expected}.")
     return config
 
 
@@ -59,7 +62,8 @@ def weights_size(source):
     return sum(path.stat().st_size for path in Path(source).iterdir() if path.suffix in WEIGHT_SUFFIXES)
 
 
-def _check_numbers(config, path):
+def check_numbers(config, path):
+    """Raise UserError where a config is nested deeply, or holds a number beyond any model's."""
     waiting = [(config, "", 0)]
     while waiting:
         value, key, nested = waiting.pop()

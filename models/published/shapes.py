@@ -191,6 +191,31 @@ def _infer_mapper(found, shapes, width, path):
     return fields | ({"mapper_heads": ENCODER_HEADS} if kind == "encoder" else {})
 
 
+def find_differing(found, width):
+    """Compare the config that came with weights to what their shapes show.
+
+    Args:
+        found: models.published.recognise.Recognised.
+        width: E.
+
+    Returns:
+        Dict of field to (value in the config, value of the weights); fields that no shape shows are left out.
+    """
+    config = found.config
+    try:
+        shown = _infer_mapper(found, Shapes(found, found.path), width, found.path)
+    except UserError:  # loading the weights says better what is wrong with them
+        return {}
+    shown.pop("mapper_heads", None)
+    if config.embeddings_per_image > 1 and shown.pop("clip_length", 1) > 1:  # a mapper that expands one embedding
+        shown["embeddings_per_image"] = 1
+    differing = {field: (getattr(config, field), value) for field, value in shown.items() if getattr(config, field) != value}
+    ranks = {tensor.shape[0] for name, tensor in found.state.items() if ".lora_A." in name}
+    if config.lora and len(ranks) == 1 and config.lora["rank"] not in ranks:
+        differing["lora rank"] = (config.lora["rank"], ranks.pop())
+    return {"mapping_type": differing["mapping_type"]} if "mapping_type" in differing else differing
+
+
 def _head_count(width, hints, gpt2_type, path):
     """Find the number of heads of a GPT-2: what the hints say, else by width, else what the language model of that name has."""
     heads = hints.get("n_head", GPT2_HEADS.get(width))
