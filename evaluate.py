@@ -13,7 +13,7 @@ CIDEr is pycocoevalcap's, which is CIDEr-D. nocaps is also scored by domain.
 import sys
 from pathlib import Path
 
-from common import Parser, one_line_errors
+from common import Parser, one_line_errors, resolve_output
 from evaluation.metrics import HISTOGRAMS, METRICS, usable_metrics
 from evaluation.references import pair_up, read_predictions
 from evaluation.scores import describe_origin, print_comparison, print_scores, upload_rows, write_json, write_scores
@@ -148,6 +148,8 @@ def main(argv=None):
     options = parser.parse_args(argv)
     check_options(parser, options)
     refuse_addresses(options.data, options.checkpoint, *options.predictions, options.references, options.train_data, *options.images)
+    for path in filter(None, (options.out, options.plot, options.upload)):
+        resolve_output(path)  # a wrong place is reported before anything is decoded
     metrics = usable_metrics(options.metrics, say=lambda line: print(line, file=sys.stderr))
 
     references, pictures = load_truth(options.data, options.references)

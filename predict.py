@@ -13,7 +13,7 @@ The checkpoint says which encoder, architecture, prefix length, normalization an
 import sys
 from pathlib import Path
 
-from common import Parser, UserError, one_line_errors
+from common import Parser, UserError, one_line_errors, resolve_output
 from prediction.captions import (
     SUFFIXES,
     add_decoding_options,
@@ -162,7 +162,9 @@ def main(argv=None):
     check_options(parser, options)
     names = [*options.images, *options.image]
     refuse_addresses(options.data, *options.checkpoint)
-    expand_names(names)  # a wrong name is reported before anything is loaded
+    expand_names(names)  # wrong names and places are reported before anything is loaded
+    for path in filter(None, (options.out, options.explain, options.plot)):
+        resolve_output(path)
 
     from models.encoders import pick_device
 

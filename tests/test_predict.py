@@ -172,6 +172,8 @@ def test_a_picture_that_cannot_be_read_is_skipped_and_named(here, capsys):
     (["-C", TUNED, "photos", "--stop_token", "the end of it"], "expected one"),
     (["-C", TUNED, "photos", "--out", "captions.xlsx"], ".csv, .json or .jsonl"),
     (["-C", TUNED, "photos", "--out", "results.json/captions.csv"], "cannot write"),
+    (["-C", "no.pt", "photos", "--out", "folder.csv"], "cannot write folder.csv: it is a folder"),
+    (["-C", "no.pt", "photos", "--plot", "folder.csv"], "cannot write folder.csv: it is a folder"),
     (["-C", TUNED, "photos", "--device", "tpu"], "no device tpu here"),
     (["-C", TUNED, "photos", "--batch_size", "0"], "--batch_size is 0"),
     (["-C", TUNED, "photos", "--num_workers", "-1"], "--num_workers is -1"),
@@ -180,6 +182,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(here, capsys, words, message):
     if "narrow.pkl" in words:
         tiny.save_published_features(here / "narrow.pkl", [["a dog"]], width=640)
     (here / "results.json").write_text("[]")
+    (here / "folder.csv").mkdir(exist_ok=True)
     before = sorted(path.name for path in here.rglob("*"))
     run(*words, code=2)
     lines = capsys.readouterr().err.strip().splitlines()

@@ -9,6 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from transformers.activations import NewGELUActivation
 
 import helpers
 import tiny
@@ -19,6 +20,7 @@ from interrupted import dies_at_save
 from models.captioner import ClipCaptionModel, fill_prompt
 from models.checkpoints import load_checkpoint
 from models.config import CaptionConfig
+from prediction.captions import load_captioner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT = " is a picture of {base} and a post would say "
@@ -172,6 +174,9 @@ def test_a_prompted_checkpoint_holds_its_base_and_follows_what_it_says(data, tin
     for name, tensor in base.state_dict().items():
         assert torch.equal(tensor, model.base_captioner.model.state_dict()[name]), name
     assert not any("base_captioner" in name for name in model.state_dict())
+    fast = load_captioner("out/coco_prefix-001.pt", None, torch.device("cpu"), "no")
+    for one in (fast, fast.base_captioner.model):
+        assert not any(isinstance(module, NewGELUActivation) for module in one.modules()), "the usual operators"
 
     def likeliest(base_caption):
         ids = torch.tensor([TOKENIZER.encode(fill_prompt(PROMPT, base_caption).rstrip())])
