@@ -122,9 +122,7 @@ def _nothing(*_):
 TUNINGS = {
     "full": Tuning("the whole language model", _nothing, lambda gpt: gpt.requires_grad_(True), lambda gpt: gpt.train()),
     "mapper": Tuning("nothing of the language model, only the mapper", _nothing, _nothing, _nothing),
-    "ends": Tuning(
-        "embeddings, first block, last block and final norm", lambda gpt, config: find_blocks(gpt), _mark_ends, _wake_ends
-    ),
+    "ends": Tuning("embeddings, first block, last block and final norm", lambda gpt, config: find_blocks(gpt), _mark_ends, _wake_ends),
     "head": Tuning(
         "the output layer, untied from the embeddings",
         lambda gpt, config: untie_output(gpt),

@@ -14,8 +14,10 @@ from interrupted import dies_at_save
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS, BS, LR, WARMUP, SEED, CLIP_WIDTH = 20, 8, 1e-4, 5, 7, 512
-KINDS = {"mlp": ["--mapping_type", "mlp", "--prefix_length", "6"],
-         "transformer": ["--mapping_type", "transformer", "--num_layers", "2", "--prefix_length", "5", "--prefix_length_clip", "4"]}
+KINDS = {
+    "mlp": ["--mapping_type", "mlp", "--prefix_length", "6"],
+    "transformer": ["--mapping_type", "transformer", "--num_layers", "2", "--prefix_length", "5", "--prefix_length_clip", "4"],
+}
 SIZES = {"mlp": dict(prefix_length=6), "transformer": dict(prefix_length=5, clip_length=4, num_layers=2)}
 
 
