@@ -73,7 +73,7 @@ def train(options, accelerator, argv):
     files.save_config(describe_origin(settled, features, digests[0], argv))
     validation = Validation(model, captioner, val_data, options, plan, accelerator, files, log, best)
 
-    # The loop. A loss that is not finite spoils the weights, so none are saved before the losses since the last look were seen.
+    # The loop. A loss that is not finite spoils the weights, so weights are saved only after the losses so far were checked.
     model.train()
     if (step or not plan.total_steps) and validation.is_due(step):  # the run was stopped before it, or has no steps at all
         validation.report(step)
@@ -101,7 +101,7 @@ def train(options, accelerator, argv):
                 break
     log.close()
 
-    # The end. Torch's gloo may hang when the last to hold the connection between processes is the wrapped model: let go of it first.
+    # The end. Torch's gloo may hang where the wrapped model is the last to hold the connection between processes: release it first.
     del model, optimizer, validation
     accelerator.free_memory()
     accelerator.end_training()

@@ -4,6 +4,7 @@ A site without a network puts files under data/weights/ (see data/README.md) and
 """
 
 import copy
+import functools
 import os
 import pickle
 import struct
@@ -271,20 +272,14 @@ def load_tokenizer(name):
     """Load the tokenizer of a language model by name or folder. Raises UserError as load_language_model does."""
     from transformers import AutoTokenizer
 
-    def load(source, local_files_only):
-        return AutoTokenizer.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
-
-    return load_from_library(load, name, "tokenizer")
+    return load_from_library(functools.partial(AutoTokenizer.from_pretrained, trust_remote_code=False), name, "tokenizer")
 
 
 def load_language_model_config(name):
     """Load the config of a language model by name or folder. Raises UserError as load_language_model does."""
     from transformers import AutoConfig
 
-    def load(source, local_files_only):
-        return AutoConfig.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
-
-    return load_from_library(load, name, "language model's config")
+    return load_from_library(functools.partial(AutoConfig.from_pretrained, trust_remote_code=False), name, "language model's config")
 
 
 def build_language_model(gpt_config, size=None):

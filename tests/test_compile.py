@@ -41,7 +41,7 @@ def test_compiled_losses_are_the_plain_ones(words, tune, capsys):
     assert "this run is finished" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("more, message", [([], "--compile needs a compiler: g++ or clang++ is not here"),
+@pytest.mark.parametrize("more, message", [([], "--compile needs a compiler: g++ or clang++ was not found"),
                                            (["--gradient_checkpointing"], "do not go together")])  # fmt: skip
 def test_compiling_without_a_compiler_or_beside_checkpointing_is_a_mistake_in_one_line(words, more, message, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")

@@ -113,7 +113,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights(data, tiny_gpt2, capsys
     (["--stop_token", "the end"], "expected one"),
     (["--data", "no.pkl"], "no feature file no.pkl"),
     (["--drop_last", "--bs", "100"], "--drop_last leaves nothing"),
-    (["--device", "cuda"], "--device cuda is not here"),
+    (["--device", "cuda"], "--device cuda is not available"),
     (["--out_dir", "train.pkl/out"], "cannot write"),
     (["--prefix", "a/b"], "--prefix is 'a/b'"),
     (["--no_such_option"], "unrecognized arguments: --no_such_option"),

@@ -1,4 +1,4 @@
-"""What a run learns from: feature files read, joined and tokenized, and base captions for prompts."""
+"""The data of a run: feature files read, joined and tokenized, and base captions for prompts."""
 
 import dataclasses
 import hashlib
@@ -201,9 +201,9 @@ def caption_with_base(base, base_digest, features, data_path, say):
         try:
             rows = [json.loads(line)["caption"] for line in path.read_text(encoding="utf-8").splitlines()]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}). Remove it; it will be made again.") from error
+            raise UserError(f"{path} is damaged ({error}). Remove it; the next run makes it again.") from error
         if len(rows) != count:
-            raise UserError(f"{path} holds {len(rows)} captions; expected {count}. Remove it; it will be made again.")
+            raise UserError(f"{path} holds {len(rows)} captions; expected {count}. Remove it; the next run makes it again.")
         say(f"base captions read from {path}")
         return rows
     captions = []

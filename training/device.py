@@ -28,7 +28,7 @@ def start_accelerator(options):
     cpu = options.device == "cpu"
     device_type = PartialState(cpu=cpu).device.type
     if options.device and options.device != device_type:
-        raise UserError(f"--device {options.device} is not here; this machine offers {device_type}. Leave --device out.")
+        raise UserError(f"--device {options.device} is not available; this machine offers {device_type}. Leave --device out.")
     precision, reason = choose_precision(options.mixed_precision, device_type)
     if precision == "fp16" and device_type != "cuda":
         raise UserError(f"--mixed_precision fp16 needs CUDA; this run is on {device_type}. Take bf16 or no.")
@@ -75,7 +75,7 @@ def compile_language_model(model, device_type):
     variable, names = COMPILERS.get(device_type, COMPILERS["cpu"])
     wanted = [os.environ[variable]] if os.environ.get(variable) else names
     if not any(shutil.which(name) for name in wanted):
-        raise UserError(f"--compile needs a compiler: {' or '.join(wanted)} is not here. Install one, set {variable}, or leave it out.")
+        raise UserError(f"--compile needs a compiler: {' or '.join(wanted)} was not found. Install one, set {variable}, or leave it out.")
     model.gpt.base_model.compile(dynamic=True)
 
 

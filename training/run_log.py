@@ -101,7 +101,7 @@ class RunLog:
         self.bar.update()
 
     def check_losses(self, data):
-        """Look at the losses since the last look. They stay on the device until then, so that a GPU need not wait at every step.
+        """Check the losses since the last check. They stay on the device until then, so that a GPU need not wait at every step.
 
         Raises:
             UserError: one is not finite; the message names its captions.
@@ -164,7 +164,7 @@ def check_tracker(name):
     """Raise UserError when the package of a tracker ("tensorboard", "wandb" or "none") is not installed."""
     package = PACKAGES.get(name)
     if package and importlib.util.find_spec(package) is None:
-        raise UserError(f"--tracker {name} needs the package {package}, which is not here. Run `pip install {package}`, or --tracker none.")
+        raise UserError(f"--tracker {name} needs {package}, which is not installed. Run `pip install {package}`, or take --tracker none.")
 
 
 def start_tracker(accelerator, options, settings, step):

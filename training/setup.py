@@ -74,7 +74,7 @@ def _describe_model(options, features, gpt, gpt2_type):
         clip_length=options.prefix_length_clip,
         mapping_type=options.mapping_type,
         num_layers=options.num_layers,
-        # Features stored normalised train a mapper that must get pictures, which the encoder gives unnormalised, normalised too.
+        # A mapper trained on normalised features needs normalised embeddings of pictures too, and encoders give them unnormalised.
         normalize_prefix=options.normalize_prefix or bool(features.meta.get("normalized")),
         gpt2_type=gpt2_type,
         gpt_config=gpt.config.to_diff_dict(),
@@ -134,7 +134,7 @@ def prepare_data(features, val_features, model, options, device, say):
 
 
 def describe_run(model, data, options, plan, precision, device, say):
-    """Print what is trained on what, the memory it will take, and whether the warm-up fits the run."""
+    """Print data, trained parameters, the estimated memory, and a warning where the warm-up is longer than the run."""
     from models.tuning import parameter_table
 
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -192,7 +192,7 @@ def estimate_memory(model, data, options, precision, device="cpu"):
     Activations are counted by running one batch of the run on tensors without content, which costs neither memory nor arithmetic.
 
     Returns:
-        Dict of bytes: peak, weights, gradients, optimizer, activations; None where the language model cannot be followed like this.
+        Dict of bytes: peak, weights, gradients, optimizer, activations; None where this does not work with the language model.
     """
     weights = sum(parameter.numel() for parameter in model.parameters()) * FLOAT32
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]

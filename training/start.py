@@ -1,4 +1,4 @@
-"""Where a run's weights come from: --init_from any checkpoint, ours or a published one, and what of it fits."""
+"""Where a run's weights come from: --init_from takes any checkpoint, ours or a published one, and uses what fits."""
 
 from pathlib import Path
 

@@ -49,8 +49,8 @@ def load_encoder(name, device="cpu", mixed_precision="no", pooling="pooled"):
         Encoder.
 
     Raises:
-        UserError: unknown name (lists the known ones), a device this machine lacks, a file that is no weights, tokens asked of a tower
-            without any, or weights that cannot be had (says what to download and where to put it).
+        UserError: the name is unknown (lists the known ones), this machine lacks the device, or the file holds no weights. Or the tower
+            has no tokens, or the weights are not available (says what to download and where to put it).
     """
     name = os.fspath(name)
     if pooling not in POOLINGS:

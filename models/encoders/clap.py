@@ -13,7 +13,7 @@ AUDIO_FILES = "config.json, preprocessor_config.json and model.safetensors"
 def build(name, pooling):
     """Build clap:REPO_OR_DIR: CLAP's projected audio embedding, not normalized.
 
-    Its preprocess takes one window of a waveform. Looked up as hf: names are.
+    Its preprocess takes one window of a waveform. Weights are looked up as for hf: names.
     """
     import torch
 

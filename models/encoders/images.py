@@ -79,7 +79,7 @@ def read_image(source, least_side=None):
 
     Args:
         source: a path, the bytes of a file, or a PIL image.
-        least_side: let a JPEG come out at a half, a quarter or an eighth of its size, as long as no side has fewer pixels than this.
+        least_side: decode a JPEG at half, a quarter or an eighth of its size, as long as no side has fewer pixels than this.
             libjpeg's scaled decoding is several times faster, and gives slightly different pixels than scaling the whole.
 
     Returns:

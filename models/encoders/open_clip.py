@@ -69,7 +69,7 @@ def load_openclip(name):
         open_clip's model in eval mode, and the name that its tokenizer goes by.
 
     Raises:
-        UserError: unknown architecture or tag; weights that cannot be had, or belong to another model.
+        UserError: unknown architecture or tag; the weights are not available, or belong to another model.
     """
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model

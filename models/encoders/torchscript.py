@@ -65,7 +65,7 @@ def read_torchscript(path):
     return _collect_tensors(module)
 
 
-class _Unpickler(pickle._Unpickler):  # the one written in Python: its memory grows with what is in the file, not with what that promises
+class _Unpickler(pickle._Unpickler):  # written in Python: its memory grows with the file, not with the sizes that the file states
     """Reads data.pkl of a TorchScript archive; classes become records."""
 
     dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in OPCODES}
