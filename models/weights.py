@@ -21,6 +21,7 @@ HUB_NAMES = {"distilgpt2": "distilbert/distilgpt2"}
 HUB_NAMES |= {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 # Fields of a language model's config that this program decides.
 NOT_PASSED = ("model_type", "transformers_version", "dtype", "torch_dtype", "attn_implementation", "quantization_config", "auto_map")
+MOST_UNSAVED = 2**26  # numbers that a small language model may hold beside its weights: masks of GPT-Neo's length
 PROBE_SECONDS = 4  # the library itself waits most of a minute per name for an unreachable hub
 # What readers of weights, images and archives raise on a file that is damaged or of another kind.
 READ_ERRORS = (
@@ -308,7 +309,7 @@ def build_language_model(gpt_config, size=None):
                 return AutoModelForCausalLM.from_config(config, attn_implementation="eager", **settings)
 
     try:
-        gpt = refuse_oversized(build, sys.maxsize if size is None else size)
+        gpt = refuse_oversized(build, sys.maxsize if size is None else max(size, MOST_UNSAVED))
         if size is not None:
             gpt = build()
     except Exception as error:  # the config's class and the model's raise whatever a wrong value leads to
