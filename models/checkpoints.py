@@ -1,13 +1,16 @@
 """Checkpoints: bare state dicts under the published names, with a readable config beside them.
 
 `{prefix}-{epoch:03d}.pt`, `{prefix}_latest.pt` and `{prefix}_best.pt` hold weights. `{prefix}.json` holds everything that rebuilds the
-model, and how it was made. A frozen language model is left out unless asked for. A published file has no config:
-models/published/recognise.py finds out what it is.
+model, and how it was made. The weights carry a copy of the model's part in the state dict's `_metadata`, which load_state_dict ignores, so
+that a later run of the same name cannot change what they mean. A frozen language model is left out unless asked for. A published file has
+no config: models/published/recognise.py finds out what it is.
 """
 
+import collections
 import dataclasses
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -28,6 +31,7 @@ from models.tensors import read_tensors, save_tensors
 from models.tuning import is_adapter, output_names
 from models.weights import build_language_model, find_weights, load_language_model, load_tokenizer, refuse_oversized
 
+OWN_CONFIG = "prefixcap"  # where a state dict's _metadata has the config, as JSON
 RUN_SUFFIX = re.compile(r"(-\d{3,}|_latest|_best)$")
 
 
@@ -38,14 +42,16 @@ def config_path(checkpoint):
 
 
 def save_checkpoint(model, path, full=False):
-    """Write a model's weights as a bare state dict.
+    """Write a model's weights as a bare state dict, with its config in `_metadata`.
 
     Args:
         model: ClipCaptionModel.
         path: the file.
         full: include the language model even where it is frozen, with adapters merged in.
     """
-    save_tensors({name: tensor.detach().cpu() for name, tensor in trained_state(model, full).items()}, path)
+    state = collections.OrderedDict((name, tensor.detach().cpu()) for name, tensor in trained_state(model, full).items())
+    state._metadata = {OWN_CONFIG: {"model": json.dumps(dataclasses.asdict(model.config))}}
+    save_tensors(state, path)
 
 
 def save_config(config, made_by, path):
@@ -69,7 +75,34 @@ def read_config(path):
     Raises:
         UserError: it is neither; the message names the field.
     """
-    content = read_object(path, "the config that train.py writes")
+    return check_config(read_object(path, "the config that train.py writes"), path)
+
+
+def read_own_config(content, path):
+    """Read the config that a state dict carries. Returns CaptionConfig, or None where it carries none. Raises as read_config does."""
+    metadata = getattr(content, "_metadata", None)
+    own = metadata.get(OWN_CONFIG) if isinstance(metadata, dict) else None
+    if own is None:
+        return None
+    try:
+        model = json.loads(own["model"])
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
+        raise UserError(f"{path} carries a config that is not JSON ({str(error)[:100]}). Copy or download it again.") from error
+    return check_config({"model": model}, path)
+
+
+def carries_config(path):
+    """Tell whether a file of weights carries its config, without reading the weights."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = [name for name in file.namelist() if name.endswith("/data.pkl")]
+            return any(OWN_CONFIG.encode() in file.read(name) for name in names)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, NotImplementedError):
+        return False
+
+
+def check_config(content, path):
+    """Check what a config file holds. Arguments: a dict, and the file for errors. Returns and raises as read_config does."""
     model = content.get("model")
     whole = not isinstance(model, dict) or "clip_width" in model
     fields = check_structure(config_schema(whole), content, path, "the config that train.py writes")["model"]
@@ -103,7 +136,7 @@ def open_checkpoint(path, gpt2_type=None):
     path = found if found is not None and found.is_file() else find_published(str(path)) or Path(path)
     content = read_tensors(path)
     beside = config_path(path)
-    config = read_config(beside) if beside.is_file() else {}
+    config = read_own_config(content, path) or (read_config(beside) if beside.is_file() else {})
     return recognise(content, path, config, gpt2_type)
 
 

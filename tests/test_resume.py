@@ -12,6 +12,7 @@ import torch
 
 import train
 from interrupted import dies_at_save
+from models.checkpoints import load_checkpoint
 from running import assert_equal_states, run, save_data, state_of
 from training.optimizer import learning_rate
 from training.run_log import RunLog
@@ -106,14 +107,25 @@ OTHER_MODELS = (["--normalize_prefix"], ["--stop_token", "."], ["--mapping_type"
 
 
 @pytest.mark.parametrize("more", OTHER_MODELS)
-def test_a_used_name_is_refused_for_another_model_and_left_as_it_is(finished, tiny_gpt2, capsys, more):
-    """Otherwise older weights would load with the new run's config."""
+def test_weights_keep_their_config_when_another_model_takes_their_name(data, tiny_gpt2, more):
+    """As the published READMEs do it: one folder and one name for several variants."""
+    run(tiny_gpt2, "--epochs", 2)
+    before = vars(load_checkpoint("out/coco_prefix-001.pt").config)
+    run(tiny_gpt2, "--epochs", 1, *more)
+    assert vars(load_checkpoint("out/coco_prefix-000.pt").config) != before
+    assert vars(load_checkpoint("out/coco_prefix-001.pt").config) == before
+
+
+@pytest.mark.parametrize("more", OTHER_MODELS)
+def test_a_name_of_weights_of_older_versions_is_refused_for_another_model(finished, tiny_gpt2, capsys, more):
+    """They carry no config, and would load with the new run's."""
+    torch.save(dict(state_of("out/coco_prefix-000.pt")), "out/coco_prefix-000.pt")
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
-    for resume in ([], ["--resume"]):
-        run(tiny_gpt2, "--epochs", 1, *more, *resume, code=2)
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-        assert len(lines) == 1 and more[0].replace("only_prefix", "tune").removeprefix("--") in lines[0] and "--prefix" in lines[0]
-        assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+    run(tiny_gpt2, "--epochs", 1, *more, code=2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert more[0].replace("only_prefix", "tune").removeprefix("--") in lines[0]
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
     run(tiny_gpt2, "--epochs", 1, "--prefix", "other", *more)
     run(tiny_gpt2, "--epochs", 1, "--seed", 4)
 

@@ -61,7 +61,7 @@ def _flat(model):
 
 
 def check_name_is_free(config, path):
-    """Check that weights which are there already are described by the config that a run will write.
+    """Check that weights which carry no config of their own are described by the config that a run will write.
 
     Args:
         config: CaptionConfig of the run.
@@ -70,9 +70,9 @@ def check_name_is_free(config, path):
     Raises:
         UserError: weights of that name have another config, or none; the message names what differs.
     """
-    from models.checkpoints import config_path, read_config
+    from models.checkpoints import carries_config, config_path, read_config
 
-    weights = sorted(file for file in path.parent.glob("*.pt") if config_path(file) == path)
+    weights = sorted(file for file in path.parent.glob("*.pt") if config_path(file) == path and not carries_config(file))
     if not weights:
         return
     differing = "they have no config"
