@@ -1,6 +1,6 @@
 """Run every script on hostile and odd inputs, and count what ends in anything but success or one line of error.
 
-    python -m benchmarks.hostile                                  2,000 inputs, about 20 minutes on two cores
+    python -m benchmarks.hostile                                  2,000 inputs, 29 minutes on two busy cores
     python -m benchmarks.hostile --inputs 300 --seed 7            others of the same kinds
     python -m benchmarks.hostile --only checkpoints --out FILE    one kind; the table and every failure as JSON
     python -m benchmarks.hostile --case 1234                      one input again, with what it printed

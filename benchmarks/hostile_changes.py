@@ -158,7 +158,7 @@ def change_pickle(draw):
     for _ in range(draw.randint(1, 2)):
         if way < 0.55:
             place = draw.choice([content, content["meta"], draw.choice(content["captions"]), content])
-            place[draw.choice(list(place))] = draw_call(draw)
+            place[draw.choice([*place, "extra"])] = draw_call(draw)
             break
         content = change_tree(draw, content)
     Path("train.pkl").write_bytes(pickle.dumps(content, draw.choice([2, 4, 5])))

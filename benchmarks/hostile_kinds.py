@@ -61,7 +61,7 @@ def _options(draw, name):
     for _ in range(draw.randint(1, 3)):
         option, word = draw.choice(option_names(name)), draw.choice(changes.WORDS)
         if name == "data/download.py" and word.startswith("http"):
-            word = "file:///nowhere"  # a server that does not answer is tried for a minute
+            word = "file:mirror"  # a server that does not answer is tried for a minute
         argv += [option, *([word] if draw.random() < 0.85 else [])]
     return Case("option values", name, argv, lambda case: changes.place_oddity(draw, "odd.fifo"))
 

@@ -38,7 +38,7 @@ SCRIPTS = {
     "parse_clotho.py": ["--captions_path", "clotho.csv", "--audio_path", "sounds", "--out", "new.pkl", *FEATURES],
     "models.hub": ["describe", "out/model-000.pt"],
     "reports.run": ["out", "--out", "page.html"],
-    "data/download.py": ["annotations", "--folder", "fetched", "--mirror", "file:///nowhere"],
+    "data/download.py": ["annotations", "--folder", "fetched", "--mirror", "file:mirror"],
 }  # fmt: skip
 READERS = ["train.py", "predict.py --data", "evaluate.py --data", "check.py", "check.py describe"]
 PARSERS = [name for name in SCRIPTS if name.startswith("parse_")]
@@ -69,6 +69,8 @@ def build_world(folder):
         Path("sounds").mkdir(exist_ok=True)
         soundfile.write(f"sounds/{number}.wav", np.random.default_rng(number).uniform(-0.3, 0.3, 3000), 22050)
     write_annotations("coco", "captions.json")
+    Path("mirror").mkdir()
+    write_json("mirror/train_caption.json", [{"image_id": number, "caption": TEXTS[number]} for number in range(4)])
     write_json("said_before.json", [{"image_id": number, "caption": TEXTS[-number]} for number in range(4)])
     write_table("flickr.csv", [["image", "caption"], *([f"{number}.jpg", TEXTS[number]] for number in range(4))])
     columns = ["file_name", *(f"caption_{number}" for number in range(1, 6))]

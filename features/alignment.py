@@ -1,7 +1,7 @@
 """Do captions belong to the images they stand beside? True pairs of image and text against pairs of the same images with other texts.
 
-Where rows and captions are out of step, a true pair is no closer than a shuffled one. Letters: n sampled pairs, D width, J width of the
-space that images and texts share.
+Where captions are shifted against their images, a true pair is no closer than a shuffled one. Letters: n sampled pairs, D width, J width of
+the space that images and texts share.
 """
 
 import numpy as np
@@ -18,7 +18,14 @@ BATCH = 256
 def compare_pairs(report, features, good, towers, sample, seed, encoder=None):
     """Add "alignment" to the report's facts: a verdict ("aligned", "no gap", "partly", "not tested") and its figures.
 
-    good: bool [N], rows that hold an embedding at all; towers: encoder name → text tower or None; sample: most images drawn.
+    Args:
+        report: features.check.Report.
+        features: Features.
+        good: bool [N], rows that hold an embedding at all.
+        towers: function from an encoder's name to its text tower or None; or None.
+        sample: most images drawn.
+        seed: of the sample.
+        encoder: the name to use where the file does not name its own.
     """
     name = encoder or features.meta.get("encoder")
     reason = tower = None
@@ -68,7 +75,7 @@ def compare_pairs(report, features, good, towers, sample, seed, encoder=None):
 
 
 def draw_pairs(features, good, sample, seed):
-    """Draw images and one caption of each → rows [n] int64, ascending, and n texts. Blank captions are passed over."""
+    """Draw images and one caption of each. Returns rows [n] int64, ascending, and n texts; blank captions are skipped."""
     draw = np.random.default_rng(seed)
     rows = features.caption_rows
     order = draw.permutation(len(rows))
@@ -82,7 +89,7 @@ def draw_pairs(features, good, sample, seed):
 
 
 def measure_alignment(tower, clip_embedding, images, texts):
-    """Cosine of each image with its own text against its mean with the other texts → dict of figures and the verdict.
+    """Compare the cosine of each image and its own text with its mean over the other texts. Returns dict of figures and the verdict.
 
     The standard error is of the mean of these differences. A stretch of rows whose difference is not 2 of its own standard errors, in a
     file where half of the stretches have 8 and more, is out of step: that is "partly". Raises UserError when the tower does not fit.

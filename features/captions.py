@@ -165,7 +165,7 @@ class LazyCaptions(collections.abc.Sequence):
         return _Texts(self)
 
     def texts_between(self, start, end):
-        """The texts of captions start … end-1: list of str."""
+        """List the texts of captions start to end-1."""
         wanted = np.arange(start, end) if self._numbers is None else self._numbers[start:end]
         source_of = np.searchsorted(self._ends, wanted, side="right")
         found = [None] * len(wanted)
@@ -178,7 +178,7 @@ class LazyCaptions(collections.abc.Sequence):
         return found
 
     def image_ids(self):
-        """The image_id of every caption, as they come: an iterator over one source's ids at a time."""
+        """Iterate over the image_id of every caption; one source's ids are in memory at a time."""
         start = 0
         for source, end in zip(self.sources, self._ends):
             numbers = range(start, end) if self._numbers is None else self._numbers[(self._numbers >= start) & (self._numbers < end)]
@@ -189,16 +189,16 @@ class LazyCaptions(collections.abc.Sequence):
             start = end
 
     def select(self, numbers):
-        """These captions only → LazyCaptions. numbers: int64, ascending."""
+        """Select captions by number (int64, ascending). Returns LazyCaptions."""
         return LazyCaptions(self.sources, self.rows[numbers], numbers if self._numbers is None else self._numbers[numbers])
 
     def with_rows(self, rows):
-        """The same captions on other rows → LazyCaptions. rows: int64 [C]."""
+        """Put the same captions on other rows, int64 [C]. Returns LazyCaptions."""
         return LazyCaptions(self.sources, rows, self._numbers)
 
     @classmethod
     def join(cls, several, starts):
-        """Put lists and LazyCaptions behind one another; starts: by how much the rows of each move → LazyCaptions."""
+        """Join lists and LazyCaptions, the rows of each moved by its number in `starts`. Returns LazyCaptions."""
         sources, rows, numbers, before = [], [], [], 0
         for captions, start in zip(several, starts):
             if isinstance(captions, list):

@@ -1,10 +1,11 @@
-"""What may be wrong with feature files before a run is spent on them: numbers, captions, leaks between files, rows out of step.
+"""What may be wrong with feature files before a run is spent on them: numbers, captions, leaks between files, shifted captions.
 
-A problem is something a run should not begin with; a note is something to know. The comparison of captions with their images needs a text
+A problem should be corrected before a run; a note is only information. The comparison of captions with their images needs a text
 tower, which is handed in. Letters: N images, C captions, D width, J width of the space that images and texts share.
 """
 
 import itertools
+import re
 
 import numpy as np
 
@@ -18,6 +19,8 @@ MANY = 0.01  # a share of the captions or images above which a note is a problem
 SAME_PICTURE = 0.99  # cosine from which embeddings of one image_id in two files are of one picture
 TERMINATORS = tuple(".!?…。！？\"'”’)")
 SHOWN = 3  # examples of each finding
+LIST_AS_TEXT = re.compile(r"""\s*\[\s*["'].*["']\s*\]\s*""", re.DOTALL)
+CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>|</?s>|<pad>|<unk>|\[(?:SEP|CLS|PAD)\]")
 
 
 class Report:
@@ -30,7 +33,7 @@ class Report:
         """Note that `count` of `of` are `what`, if any are."""
         if count:
             shown = "; ".join(str(one) for one in itertools.islice(examples, SHOWN))
-            line = f"{count:,} of {of:,} {what}" + (f" ({shown}{', …' if count > SHOWN else ''})" if shown else "")
+            line = f"{count:,} of {of:,} {what}" + (f" ({shown}{', ...' if count > SHOWN else ''})" if shown else "")
             (self.problems if problem else self.notes).append(line)
 
     def as_dict(self):
@@ -39,11 +42,20 @@ class Report:
 
 
 def check_files(paths, towers=None, sample=2000, seed=0, encoder=None):
-    """Check feature files one by one and together → list of Report, the last one on all together where there are several.
+    """Check feature files one by one and together.
 
-    towers: encoder name → text tower (encode_text, project) or None; without it captions are not compared with images.
-    sample, seed: how many images that comparison draws; encoder: the name to use where a file does not say its own.
-    A file that cannot be read is a report of its own; UserError is raised only when there is no such file.
+    Args:
+        paths: the files.
+        towers: function from an encoder's name to its text tower or None; without it captions are not compared with images.
+        sample: how many images that comparison draws.
+        seed: of that sample.
+        encoder: the name to use where a file does not name its own.
+
+    Returns:
+        List of Report, the last one on all files together where there are several. A file that cannot be read is a report too.
+
+    Raises:
+        UserError: there is no such file.
     """
     reports, several = [], []
     for path in paths:
@@ -135,7 +147,7 @@ def _check_embeddings(report, features, keys):
 
 
 def _hashes(flat, weights):
-    """A 64-bit hash of each row of float32 [n, D] → uint64 [n]. Rows that are equal have equal ones."""
+    """Hash each row of float32 [n, D]. Returns uint64 [n]; equal rows have equal hashes."""
     hashes = np.zeros(len(flat), np.uint64)
     for start in range(0, len(flat), 1024):  # in the processor's cache
         bits = np.ascontiguousarray(flat[start : start + 1024]).view(np.uint32).astype(np.uint64)
@@ -148,7 +160,7 @@ def _hashes(flat, weights):
 
 def _check_captions(report, features):
     """Look at every caption's text."""
-    found = {"blank": [], "long": [], "unterminated": []}
+    found = {name: [] for name in ("blank", "long", "unterminated", "lists", "tokens", "replaced")}
     words = 0
     texts, rows = features.texts, features.caption_rows
     hashes = np.zeros(len(texts), np.int64)
@@ -163,6 +175,12 @@ def _check_captions(report, features):
             found["long"].append(number)
         if stripped and not stripped.endswith(TERMINATORS):
             found["unterminated"].append(number)
+        if "[" in text and LIST_AS_TEXT.fullmatch(text):
+            found["lists"].append(number)
+        if ("<" in text or "[" in text) and CONTROL_TOKEN.search(text):
+            found["tokens"].append(number)
+        if "\ufffd" in text:
+            found["replaced"].append(number)
     total = len(texts)
 
     def shown(numbers):
@@ -174,6 +192,12 @@ def _check_captions(report, features):
     report.add(len(found["long"]), total, what, len(found["long"]) > MANY * total, shown(found["long"]))
     report.add(len(found["unterminated"]), total, 'captions have no final period (it counts with --stop_token "." only)', False,
                shown(found["unterminated"]))  # fmt: skip
+    for name, what in (
+        ("lists", 'captions are lists written as text, such as ["a", "b"]: parse again'),
+        ("tokens", "captions hold a control token, which may end or pad them in training"),
+        ("replaced", "captions hold U+FFFD, the mark of a text read in a wrong encoding"),
+    ):
+        report.add(len(found[name]), total, what, examples=shown(found[name]))
     _, first, which, times = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
     elsewhere = np.flatnonzero((times[which] > 1) & (rows != rows[first[which]]))
     on_several = np.isin(which, np.unique(which[elsewhere]))
@@ -184,7 +208,7 @@ def _check_captions(report, features):
 
 
 def _check_leaks(several):
-    """Look for the same images in two files → Report."""
+    """Look for the same images in two files. Returns Report."""
     report = Report("all files together")
     report.facts["images"] = sum(len(keys.features.clip_embedding) for keys in several)
     for a, b in itertools.combinations(several, 2):
@@ -216,16 +240,18 @@ def _similar(a, b, in_a, in_b):
 
 
 def add_options(parser):
-    """Add what a check can be told, whoever runs it."""
+    """Add the options of a check."""
     parser.add_argument("files", nargs="+", metavar="FILE", help="feature files or directories")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the report")
-    parser.add_argument("--sample", type=int, default=2000, metavar="N", help="images whose captions are compared with them (default 2000)")
-    parser.add_argument("--seed", type=int, default=0, help="of that draw")
-    parser.add_argument("--clip_model_type", metavar="NAME", help="the encoder, where a file does not say")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
+    parser.add_argument(
+        "--sample", type=int, default=2000, metavar="N", help="images to compare with their captions; 0 for none (default 2000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample of --sample (default 0)")
+    parser.add_argument("--clip_model_type", metavar="NAME", help="encoder of files that do not name theirs")
 
 
 def run(options, towers):
-    """Check what the command line names and print the findings → exit code: 0 clean, 1 with problems."""
+    """Check what the command line names and print the findings. Returns the exit code: 0 clean, 1 with problems."""
     import json
 
     if options.sample < 0:

@@ -46,6 +46,8 @@ def read_columns(path, wanted):
     Raises:
         UserError: the file is damaged, or its content is far larger than the file.
     """
+    import pyarrow.parquet as pq
+
     most = EXPANSION * check_regular(path) + SPARE
 
     def read(file):
@@ -55,8 +57,8 @@ def read_columns(path, wanted):
         for size in (sum(chunk.total_uncompressed_size for chunk in chunks), sum(8 * chunk.num_values for chunk in chunks)):
             _check_size(path, size, most)
         # Text stays a dictionary at first: a page may say "this megabyte, a million times".
-        texts = [chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"]
-        table = _parquet_file(path, texts).read(columns=list(wanted))
+        texts = list({chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"})
+        table = pq.ParquetFile(path, metadata=file.metadata, read_dictionary=texts).read(columns=list(wanted))
         columns = {name: table[name].combine_chunks() for name in wanted}
         _check_size(path, sum(map(_expanded_size, columns.values())), most)
         return {name: _expand(column) for name, column in columns.items()}
@@ -80,19 +82,14 @@ def is_text_list(kind):
     return pa.types.is_null(kind) or (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and is_text(kind.value_type)
 
 
-def _parquet_file(path, dictionaries=()):
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(path, read_dictionary=list(dict.fromkeys(dictionaries)))
-
-
 def _guarded(path, read):
     """Call `read` with the opened file; what pyarrow raises becomes one line."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     check_regular(path)
     try:
-        return read(_parquet_file(path))
+        return read(pq.ParquetFile(path))
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:

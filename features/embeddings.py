@@ -30,7 +30,7 @@ class MappedEmbeddings:
         return self.shape[0]
 
     def __getitem__(self, index):
-        """index: a row, a slice, or rows as a list, array or tensor → tensor in memory, dtype as stored."""
+        """Read rows: one, a slice, or a list, array or tensor of them. Returns a tensor in memory, dtype as stored."""
         import torch
 
         if isinstance(index, slice):
@@ -54,7 +54,7 @@ class MappedEmbeddings:
         return found.reshape(*rows.shape, *self.shape[1:])
 
     def select(self, rows):
-        """These rows only, still in their files → MappedEmbeddings. rows: int64."""
+        """Select rows (int64), which stay in their files. Returns MappedEmbeddings."""
         return MappedEmbeddings(self.parts, rows if self._rows is None else self._rows[rows])
 
     def digest(self):
@@ -70,7 +70,7 @@ class MappedEmbeddings:
 
     @classmethod
     def join(cls, several):
-        """Put tensors and MappedEmbeddings behind one another → MappedEmbeddings."""
+        """Join tensors and MappedEmbeddings. Returns MappedEmbeddings."""
         several = [one if isinstance(one, cls) else cls([one]) for one in several]
         parts = [part for one in several for part in one.parts]
         if all(one._rows is None for one in several):
@@ -81,9 +81,15 @@ class MappedEmbeddings:
 
 
 def blocks(embeddings, start=0, stop=None):
-    """Go through embeddings of any kind (tensor, array, MappedEmbeddings) → (first row, tensor of some tens of megabytes) at a time.
+    """Iterate over embeddings in blocks of some tens of megabytes.
 
-    start, stop: rows to begin at and to end before (None: all).
+    Args:
+        embeddings: tensor, array or MappedEmbeddings.
+        start: first row.
+        stop: row to end before; None for all.
+
+    Yields:
+        (first row, tensor) of each block.
     """
     stop = len(embeddings) if stop is None else stop
     row_bytes = max(1, int(np.prod(embeddings.shape[1:]))) * 4
@@ -108,7 +114,7 @@ def finite_rows(block):
 
 
 def first_bad_row(embeddings):
-    """The first row that holds NaN or infinity, block by block → its number, or None."""
+    """Find the first row that holds NaN or infinity. Returns its number, or None."""
     for start, block in blocks(embeddings):
         good = finite_rows(block)
         if not good.all():
@@ -123,7 +129,7 @@ def _torch_dtype(part):
 
 
 def _in_memory(part, index):
-    """Rows of an array or tensor → a tensor of its own, in the machine's byte order."""
+    """Copy rows of an array or tensor into a tensor, in the machine's byte order."""
     import torch
 
     if isinstance(part, torch.Tensor):

@@ -81,10 +81,18 @@ class _FeaturePickler(pickle.Pickler):
 
 
 def load_features(path, faults=None):
-    """Read a feature file or directory, ours or a published one → Features. Nothing in it is run.
+    """Read a feature file or directory, ours or a published one. Nothing in it is run.
 
-    faults: a list takes what is wrong with single embeddings and captions, one line each, in place of an error; such captions are left out.
-    Raises UserError when the file is missing, damaged, not a feature file, or asks for code; without `faults` for NaN and for no captions.
+    Args:
+        path: the file or folder.
+        faults: a list that takes what is wrong with single embeddings and captions, one line each; such captions are left out.
+            None makes the first of them an error.
+
+    Returns:
+        Features.
+
+    Raises:
+        UserError: the file is missing, damaged, not a feature file, or asks for code; without `faults` also for NaN and no captions.
     """
     path = Path(path)
     if path.is_dir():
@@ -109,7 +117,7 @@ def _bad(path, found):
 
 
 def _parts_of(path, content):
-    """What was unpickled → embedding, captions, meta, of the right types. Raises UserError naming the first fault."""
+    """Return embedding, captions and meta of what was unpickled. Raises UserError for the first that has another type."""
     import torch
 
     if isinstance(content, list):
@@ -131,7 +139,7 @@ def _parts_of(path, content):
 
 
 def _checked(path, embedding, captions, meta, faults):
-    """Check values and bring them to one form → Features. The first fault is an error, unless a list `faults` takes them all."""
+    """Check values and bring them to one form. Returns Features. A list `faults` takes faults in place of an error."""
     if not len(captions):
         _fault(UserError(f"{path} holds no caption: nothing to learn from. Parse again with annotations that have captions."), faults)
     bad = first_bad_row(embedding)

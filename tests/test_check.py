@@ -105,6 +105,13 @@ def test_bad_captions_are_counted_and_named(tmp_path, capsys, no_towers):
     assert any("2 times 'A dog.'" in note for note in report["notes"]) and report["duplicate_caption_share"] == 0.1
 
 
+def test_lists_control_tokens_and_replacement_characters_in_captions_are_problems(tmp_path, capsys, no_towers):
+    texts = [f"picture [{row}] <of> many." for row in range(20)]
+    texts[:6] = ['["a", "b"]', "['a']", "a dog <|endoftext|>.", "</s>", "a caf\ufffd.", " [\"it's\", 'b'] "]
+    problems, _ = run(capsys, save(tmp_path / "a.pkl", texts=texts), code=1)
+    assert [problem.split(" captions ")[0] for problem in problems] == ["3 of 20", "2 of 20", "1 of 20"]
+
+
 def test_captions_that_cannot_be_used_are_told_and_the_rest_is_checked(tmp_path, capsys, no_towers):
     good = {"image_id": 1, "caption": "a dog", "clip_embedding": 0}
     bad = [{**good, "clip_embedding": 9}, {**good, "caption": 5}, "text", {**good, "clip_embedding": None}]
