@@ -1,5 +1,6 @@
 """Configs of strangers beside good weights: each loads and decodes, or is refused in one line that names the field."""
 
+import collections
 import copy
 import json
 import random
@@ -130,3 +131,17 @@ def test_hints_for_published_weights_are_checked_too(good):
     path.write_text('{"model": {"n_head": "4"}}')
     with pytest.raises(UserError, match=r"model.n_head = '4'"):
         read_config(path)
+
+
+@pytest.mark.parametrize("own", [
+    None, 5, "text", [], {}, {"model": None}, {"model": 5}, {"model": "{"}, {"model": "[" * 100_000}, {"model": "[]"}, {"model": '"x"'},
+    {"model": '{"clip_width": "8"}'}, {"model": '{"encoder": null, "clip_width": ' + "9" * 5000 + "}"},
+])  # fmt: skip
+def test_a_hostile_config_inside_the_weights_is_one_line(good, own, tmp_path):
+    state = collections.OrderedDict(torch.load(good[0], weights_only=True))
+    state._metadata = {"prefixcap": own}
+    torch.save(state, tmp_path / "own-000.pt")
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(tmp_path / "own-000.pt")
+    assert "own-000.pt" in str(caught.value)
+    assert len(str(caught.value)) < 600
