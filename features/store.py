@@ -204,7 +204,7 @@ def _checked_caption(path, number, caption, rows, faults=None):
 
 def _plain_id(image_id):
     """Turn an id of numpy, pandas or torch into text or a whole number; None for anything else."""
-    if hasattr(image_id, "item") and getattr(image_id, "shape", None) == ():
+    if hasattr(image_id, "item") and getattr(image_id, "shape", None) in ((), (1,)):
         image_id = image_id.item()
     if isinstance(image_id, float) and image_id.is_integer():
         image_id = int(image_id)
