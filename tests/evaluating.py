@@ -23,7 +23,8 @@ def refuse(capsys, *words):
     capsys.readouterr()
     run(*words, code=2)
     captured = capsys.readouterr()
-    assert len(captured.err.strip().splitlines()) == 1 and not captured.out
+    assert len(captured.err.strip().splitlines()) == 1
+    assert not captured.out
     return captured.err
 
 

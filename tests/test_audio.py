@@ -51,7 +51,8 @@ class FakeEar:
         self.lengths, self.largest = [], 0
 
     def preprocess(self, samples):
-        assert samples.dtype == np.float32 and samples.ndim == 1
+        assert samples.dtype == np.float32
+        assert samples.ndim == 1
         self.lengths.append(len(samples))
         return torch.tensor([float(np.abs(samples).max()), len(samples) / 8000])
 
@@ -73,7 +74,9 @@ def test_every_format_rate_and_number_of_channels_gives_the_same_sound(tmp_path,
     soundfile.write(path, chirp(0.6, rate, channels), rate)
     read = read_sound(path)
     plain = librosa.to_mono(librosa.resample(chirp(0.6, rate, channels).T, orig_sr=rate, target_sr=RATE))
-    assert read.dtype == np.float32 and read.ndim == 1 and abs(len(read) - len(plain)) <= 1
+    assert read.dtype == np.float32
+    assert read.ndim == 1
+    assert abs(len(read) - len(plain)) <= 1
     middle = slice(len(plain) // 4, -len(plain) // 4)  # mp3 and ogg smear the ends
     assert np.corrcoef(read[: len(plain)][middle], plain[: len(read)][middle])[0, 1] > 0.98
     assert np.array_equal(read, read_sound(path.read_bytes())), "bytes of a file are read as the file is"
@@ -147,8 +150,10 @@ def test_the_default_picture_goes_from_80_decibels_below_the_loudest_point_to_it
     decibels = librosa.power_to_db(power)
     expected = (decibels - (decibels.max() - 80)) / 80 * 255
     picture = log_mel_picture(samples)
-    assert picture.dtype == np.uint8 and picture.shape == expected.shape
-    assert np.abs(picture - expected).max() <= 0.51 and picture.max() == 255
+    assert picture.dtype == np.uint8
+    assert picture.shape == expected.shape
+    assert np.abs(picture - expected).max() <= 0.51
+    assert picture.max() == 255
     assert not log_mel_picture(np.zeros(RATE, np.float32)).any(), "digital silence is all floor"
 
 
@@ -157,14 +162,16 @@ def test_a_clip_transformed_in_blocks_has_the_picture_it_has_in_one(monkeypatch)
     whole = log_mel_picture(samples).astype(int)
     monkeypatch.setattr(audio, "BLOCK_COLUMNS", 50)
     blocks = log_mel_picture(samples).astype(int)
-    assert blocks.shape == whole.shape and np.abs(blocks - whole).max() <= 1
+    assert blocks.shape == whole.shape
+    assert np.abs(blocks - whole).max() <= 1
 
 
 @given(st.integers(1, 50_000), st.integers(1, 400), st.integers(1, 400))
 def test_windows_cover_every_place_half_overlapping_and_end_with_the_clip(length, size, hop):
     hop = min(hop, size)
     starts = window_starts(length, size, hop)
-    assert starts[0] == 0 and all(0 < after - before <= hop for before, after in zip(starts, starts[1:]))
+    assert starts[0] == 0
+    assert all(0 < after - before <= hop for before, after in zip(starts, starts[1:]))
     assert starts[-1] + size == max(length, size)
     assert starts[:-1] == [number * hop for number in range(len(starts) - 1)]
 
@@ -179,7 +186,8 @@ def test_every_frame_is_in_a_window_and_a_short_clip_is_padded_with_the_floor(co
     seen = np.zeros(columns, bool)
     for start, window in zip(starts, windows, strict=True):
         part = picture[:, start : start + 128]
-        assert np.array_equal(window[:, : part.shape[1]], part) and not window[:, part.shape[1] :].any()
+        assert np.array_equal(window[:, : part.shape[1]], part)
+        assert not window[:, part.shape[1] :].any()
         seen[start : start + 128] = True
     assert seen.all()
 
@@ -195,13 +203,15 @@ def test_clips_from_a_few_samples_to_long_ones_have_their_windows(seconds, windo
 def test_ten_minutes_are_windows_of_small_bytes_not_large_floats():
     columns = 1 + 600 * RATE // 694
     windows = cut_windows(np.zeros((128, columns), np.uint8))
-    assert len(windows) == 595 and windows.nbytes < 10e6
+    assert len(windows) == 595
+    assert windows.nbytes < 10e6
 
 
 def test_the_picture_for_people_has_low_tones_below(tmp_path):
     soundfile.write(tmp_path / "low.wav", np.sin(np.arange(RATE) * 2 * np.pi * 100 / RATE), RATE)
     picture = np.asarray(audio.spectrogram_picture(tmp_path / "low.wav"))
-    assert picture.shape[0] == 256 and picture[200:].mean() > 4 * picture[:100].mean()
+    assert picture.shape[0] == 256
+    assert picture[200:].mean() > 4 * picture[:100].mean()
 
 
 # -- encoders --------------------------------------------------------------------------------------------------------------
@@ -214,14 +224,16 @@ def test_a_clip_is_the_mean_over_its_windows_each_as_the_encoder_sees_a_picture(
     assert len(pictures) == 4
     expected = encoder.encode(torch.stack([encoder.preprocess(picture) for picture in pictures])).mean(0)
     (row,) = encode_views(hearing, [hearing.preprocess(tmp_path / "a.wav")])
-    assert row.dtype == torch.float32 and torch.allclose(row, expected, atol=1e-5)
+    assert row.dtype == torch.float32
+    assert torch.allclose(row, expected, atol=1e-5)
 
 
 def test_a_sound_encoder_hears_half_overlapping_windows_of_its_own_length():
     ear = FakeEar()
     hearing = sound_encoder(ear)
     views = hearing.preprocess((chirp(1.3, 8000), 8000))
-    assert ear.lengths == [4000] * 5 and views.shape == (5, 2), "begins at 0, 0.25, 0.5, 0.75 s and 0.8 s"
+    assert ear.lengths == [4000] * 5, "begins at 0, 0.25, 0.5, 0.75 s and 0.8 s"
+    assert views.shape == (5, 2), "begins at 0, 0.25, 0.5, 0.75 s and 0.8 s"
     ear.lengths = []
     assert len(hearing.preprocess((chirp(0.1, 16000), 16000))) == 1
     assert ear.lengths == [800], "a short clip goes in as it is: padding is the encoder's"
@@ -232,7 +244,8 @@ def test_views_pass_the_encoder_in_chunks_and_means_stay_with_their_clips():
     ear = FakeEar()
     clips = [torch.full((count, 2), float(count)) for count in (1, 50, 7, 16)]
     means = encode_views(ear, clips)
-    assert torch.equal(means, torch.tensor([[1.0, 1], [50, 50], [7, 7], [16, 16]])) and ear.largest == 16
+    assert torch.equal(means, torch.tensor([[1.0, 1], [50, 50], [7, 7], [16, 16]]))
+    assert ear.largest == 16
 
 
 def test_a_spectrogram_the_encoder_cannot_take_is_refused(encoder):
@@ -246,7 +259,8 @@ def test_a_spectrogram_the_encoder_cannot_take_is_refused(encoder):
 
 def test_the_digest_tells_spectrograms_apart_and_what_workers_get_holds_no_weights(encoder):
     digests = {encoder.digest(), sound_encoder(encoder).digest(), sound_encoder(encoder, "published").digest()}
-    assert len(digests) == 3 and sound_encoder(encoder).digest() in digests
+    assert len(digests) == 3
+    assert sound_encoder(encoder).digest() in digests
     assert len(pickle.dumps(sound_encoder(encoder).preprocess)) < 10_000
     json.dumps(sound_encoder(encoder).audio)
 
@@ -282,10 +296,13 @@ def test_extraction_skips_bad_sounds_and_resumed_or_with_workers_gives_the_same_
     extract(records, hearing, "whole.pkl", num_workers=0, **options)
     features = load_features("whole.pkl")
     assert [caption["image_id"] for caption in features.captions] == [f"{number}.wav" for number in range(5)]
-    assert features.meta["audio"]["spectrogram"] == "mel" and features.meta["skipped"] == 3
+    assert features.meta["audio"]["spectrogram"] == "mel"
+    assert features.meta["skipped"] == 3
     assert "5 sounds, 5 captions" in capsys.readouterr().out
     listed = Path("whole.pkl.skipped.csv").read_text()
-    assert all(str(path) in listed for path in bad) and "zero length" in listed and "zero bytes" in listed
+    assert all(str(path) in listed for path in bad)
+    assert "zero length" in listed
+    assert "zero bytes" in listed
 
     extract(records, hearing, "workers.pkl", num_workers=2, **options)
     assert Path("workers.pkl").read_bytes() == Path("whole.pkl").read_bytes()

@@ -29,7 +29,8 @@ def context(tmp_path):
 def test_both_sides_give_equal_results(section, context):
     rows = list(sections.SECTIONS[section](context))
     compared = [row for row in rows if row["row"].endswith("fp32")]
-    assert compared and all(row["equal"] for row in compared), rows
+    assert compared, rows
+    assert all(row["equal"] for row in compared), rows
     assert {row["row"] for row in rows} >= {name for name in run.FLOORS if name.split()[0] == rows[0]["row"].split()[0]}
     assert all(row["ratio"] > 0 and row["share_of_matmul_rate"] > 0 for row in rows)
 
@@ -78,8 +79,10 @@ def test_slow_rows_get_fewer_rounds_on_a_cpu_unless_told(context):
 def test_lengths_are_those_of_coco():
     lengths = work.draw_lengths(20000)
     counts = json.loads(work.LENGTHS.read_text())
-    assert sum(counts["counts"].values()) == counts["captions"] and "COCO" in counts["source"]
-    assert 11.8 < lengths.mean() < 12.2 and numpy.percentile(lengths, 99) <= 22
+    assert sum(counts["counts"].values()) == counts["captions"]
+    assert "COCO" in counts["source"]
+    assert 11.8 < lengths.mean() < 12.2
+    assert numpy.percentile(lengths, 99) <= 22
     assert work.corpus_length() == 39
 
 
@@ -98,7 +101,8 @@ def test_lengths_are_made_from_the_real_captions(shared_data):
 def test_memory_of_a_step_is_measured_on_both_sides():
     for side in ("published", "ours"):
         found = memory.peak_of_step(side, "mlp", scale=TINY)
-        assert isinstance(found["step"], int) and found["model"] > 1e5
+        assert isinstance(found["step"], int)
+        assert found["model"] > 1e5
     before = memory.resident()
     with memory.Peak() as peak:
         held = torch.ones(2**26)  # 256 MiB, held for many of the watcher's looks
@@ -127,7 +131,8 @@ def test_rows_are_written_as_clip_retrieval_does_and_a_process_is_weighed(tmp_pa
 
     rows.save_directory(tmp_path / "ViT-B_32", 25, ["one", "two"], width=8, part_rows=10)
     features = load_features(tmp_path / "ViT-B_32")
-    assert features.clip_embedding.shape == (25, 8) and features.caption_rows.tolist() == list(range(25))
+    assert features.clip_embedding.shape == (25, 8)
+    assert features.caption_rows.tolist() == list(range(25))
     assert [len(text.split()) for text in features.texts[:10]] == work.draw_lengths(10).tolist()
     held = torch.ones(2**26)
     assert rows._anonymous_memory(os.getpid()) > held.numel() * 4
@@ -136,7 +141,8 @@ def test_rows_are_written_as_clip_retrieval_does_and_a_process_is_weighed(tmp_pa
 def test_rate_of_a_run_leaves_the_warm_up_out():
     lines = [{"captions_per_s": rate} for rate in (1.0, 1.0, 10.0, 11.0, 12.0, 11.0, 11.0, 11.0)] + [{"val_loss": 3.0}]
     assert coco_run.steady_rate(lines) == (11.0, 10.0, 12.0)
-    assert coco_run.describe(90) == "90 seconds" and coco_run.describe(7200) == "2.0 hours"
+    assert coco_run.describe(90) == "90 seconds"
+    assert coco_run.describe(7200) == "2.0 hours"
 
 
 def test_table_marks_what_is_below_its_floor():
@@ -147,9 +153,14 @@ def test_table_marks_what_is_below_its_floor():
         {"row": "memory transformer fp32", "ratio": 5.0, "unit": "MB", "published_mb": 5000, "ours_mb": 1000, "model_mb": 700},
     ]
     below, unequal, reached = run.table(rows)[1:]
-    assert "below" in below and "3.5×" in below and "4.5×" in below and "50%" in below
-    assert "floor" in unequal and "NOT EQUAL" in unequal
-    assert "floor" in reached and "5,000" in reached
+    assert "below" in below
+    assert "3.5×" in below
+    assert "4.5×" in below
+    assert "50%" in below
+    assert "floor" in unequal
+    assert "NOT EQUAL" in unequal
+    assert "floor" in reached
+    assert "5,000" in reached
     assert all("not measured here" in line for line in run.gpu_table(rows, "cpu"))
     assert "20 (floor" in "".join(run.gpu_table([{"row": "beam bf16", **ours}], "cuda"))
 
@@ -181,4 +192,5 @@ def test_precisions_are_compared_on_a_demo(mini_demo, capfd):
     code = demo_runs.main(["precision", "--folder", str(mini_demo), "--train_options", options])
     found = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert code == (0 if found["meets"] else 1)
-    assert 0 < found["runs"]["fp32"]["loss"] < 3 and found["loss_apart"] < 0.1
+    assert 0 < found["runs"]["fp32"]["loss"] < 3
+    assert found["loss_apart"] < 0.1

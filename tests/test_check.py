@@ -40,20 +40,26 @@ def no_towers(monkeypatch):
 
 def test_a_true_file_is_aligned_and_a_shuffled_one_is_not(mini_demo, tmp_path, capsys):
     problems, (report,) = run(capsys, mini_demo / "train.pkl", "--clip_model_type", mini_demo / "weights/demo_clip.pt")
-    assert not problems and report["alignment"]["verdict"] == "aligned" and report["alignment"]["standard_errors"] > 8
-    assert report["alignment"]["true_cosine"] > report["alignment"]["shuffled_cosine"] and report["alignment"]["closer_share"] > 0.7
+    assert not problems
+    assert report["alignment"]["verdict"] == "aligned"
+    assert report["alignment"]["standard_errors"] > 8
+    assert report["alignment"]["true_cosine"] > report["alignment"]["shuffled_cosine"]
+    assert report["alignment"]["closer_share"] > 0.7
 
     features = load_features(mini_demo / "train.pkl")
     order = torch.randperm(len(features.clip_embedding), generator=torch.Generator().manual_seed(0))
     save_features(tmp_path / "shuffled", features.clip_embedding[order], features.captions, features.meta)
     problems, (report,) = run(capsys, tmp_path / "shuffled", code=1)
-    assert report["alignment"]["verdict"] == "no gap" and len(problems) == 1 and "do not belong" in problems[0]
+    assert report["alignment"]["verdict"] == "no gap"
+    assert len(problems) == 1
+    assert "do not belong" in problems[0]
 
     right = len(order) * 3 // 4
     out_of_step = torch.cat([features.clip_embedding[:right], features.clip_embedding[right:][order[order >= right] - right]])
     save_features(tmp_path / "partly.pkl", out_of_step, features.captions, features.meta)
     problems, (report,) = run(capsys, tmp_path / "partly.pkl", code=1)
-    assert report["alignment"]["verdict"] == "partly" and report["alignment"]["rows_without_gap"][-1][1] >= right
+    assert report["alignment"]["verdict"] == "partly"
+    assert report["alignment"]["rows_without_gap"][-1][1] >= right
 
 
 def test_rows_out_of_step_from_some_row_on_are_located(tmp_path, capsys, monkeypatch):
@@ -66,7 +72,9 @@ def test_rows_out_of_step_from_some_row_on_are_located(tmp_path, capsys, monkeyp
     shifted = torch.cat([images[:600], images[601:], images[600:601]])  # one picture left out, its row taken by the next
     problems, (report,) = run(capsys, save(tmp_path / "a.pkl", texts=texts, embedding=shifted), code=1)
     (first, _), *_, (_, last) = report["alignment"]["rows_without_gap"]
-    assert report["alignment"]["verdict"] == "partly" and 590 < first <= 620 and last == 799
+    assert report["alignment"]["verdict"] == "partly"
+    assert 590 < first <= 620
+    assert last == 799
     assert run(capsys, save(tmp_path / "b.pkl", texts=texts, embedding=images))[1][0]["alignment"]["verdict"] == "aligned"
 
 
@@ -74,7 +82,9 @@ def test_embeddings_that_do_not_fit_the_named_encoder_are_a_problem(tmp_path, ca
     tower = types.SimpleNamespace(encode_text=lambda texts: torch.ones(len(texts), 4), project=lambda rows: rows)
     monkeypatch.setitem(sys.modules, "models.encoders.text", types.SimpleNamespace(load_text_tower=lambda name, device="cpu": tower))
     problems, _ = run(capsys, save(tmp_path / "a.pkl"), code=1)
-    assert len(problems) == 1 and "not what ViT-B/32 gives" in problems[0] and "16 wide" in problems[0]
+    assert len(problems) == 1
+    assert "not what ViT-B/32 gives" in problems[0]
+    assert "16 wide" in problems[0]
     with pytest.raises(SystemExit) as end:
         check.main([str(tmp_path / "a.pkl"), "--clip_model_type", "ViT-B/16"])
     assert end.value.code == 2
@@ -83,7 +93,9 @@ def test_embeddings_that_do_not_fit_the_named_encoder_are_a_problem(tmp_path, ca
 def test_a_good_file_has_no_problem_and_says_what_was_not_tested(tmp_path, capsys, no_towers):
     assert check.main([save(tmp_path / "a.pkl")]) == 0
     said = capsys.readouterr().out
-    assert "images 20, captions 20, width 16" in said and "ViT-B/32 has no text tower" in said and "no problem found" in said
+    assert "images 20, captions 20, width 16" in said
+    assert "ViT-B/32 has no text tower" in said
+    assert "no problem found" in said
 
 
 def test_bad_rows_are_counted_and_named(tmp_path, capsys, no_towers):
@@ -93,16 +105,21 @@ def test_bad_rows_are_counted_and_named(tmp_path, capsys, no_towers):
     for name in ("a.pkl", "a"):
         problems, (report,) = run(capsys, save(tmp_path / name, 300, embedding=embedding), code=1)
         assert [problem.split(" embeddings ")[0] for problem in problems[:3]] == ["2 of 300", "1 of 300", "1 of 300"]
-        assert "NaN or infinity (row 5; row 7)" in problems[0] and "zero throughout (row 3)" in problems[1] and "row 9" in problems[2]
-        assert problems[3].startswith("10 of 300 images have the embedding of another image") and report["distinct_embeddings"] == 287 - 1
+        assert "NaN or infinity (row 5; row 7)" in problems[0]
+        assert "zero throughout (row 3)" in problems[1]
+        assert "row 9" in problems[2]
+        assert problems[3].startswith("10 of 300 images have the embedding of another image")
+        assert report["distinct_embeddings"] == 287 - 1
 
 
 def test_bad_captions_are_counted_and_named(tmp_path, capsys, no_towers):
     texts = ["A dog.", " ", "", "word " * 80 + ".", "no period", "雪の中の犬。", "A dog."] + [f"Number {n}." for n in range(13)]
     problems, (report,) = run(capsys, save(tmp_path / "a.pkl", texts=texts), code=1)
-    assert [problem[:8] for problem in problems] == ["2 of 20 ", "1 of 20 "] and "longer than 60 words" in problems[1]
+    assert [problem[:8] for problem in problems] == ["2 of 20 ", "1 of 20 "]
+    assert "longer than 60 words" in problems[1]
     assert any("1 of 20 captions have no final period" in note and "no period" in note for note in report["notes"])
-    assert any("2 times 'A dog.'" in note for note in report["notes"]) and report["duplicate_caption_share"] == 0.1
+    assert any("2 times 'A dog.'" in note for note in report["notes"])
+    assert report["duplicate_caption_share"] == 0.1
 
 
 def test_lists_control_tokens_and_replacement_characters_in_captions_are_problems(tmp_path, capsys, no_towers):
@@ -118,8 +135,10 @@ def test_captions_that_cannot_be_used_are_told_and_the_rest_is_checked(tmp_path,
     with open(tmp_path / "a.pkl", "wb") as file:
         pickle.dump({"clip_embedding": torch.randn(2, 8), "captions": [good, *bad], "meta": {"width": 4}}, file)
     problems, (report,) = run(capsys, tmp_path / "a.pkl", code=1)
-    assert "row is 9 of 2" in problems[0] and problems[3] == "1 more captions that cannot be used"
-    assert problems[4] == "meta says width 4, found 8" and report["captions"] == 1
+    assert "row is 9 of 2" in problems[0]
+    assert problems[3] == "1 more captions that cannot be used"
+    assert problems[4] == "meta says width 4, found 8"
+    assert report["captions"] == 1
     with open(tmp_path / "b.pkl", "wb") as file:
         pickle.dump({"clip_embedding": torch.randn(2, 8), "captions": []}, file)
     assert "holds no caption" in run(capsys, tmp_path / "b.pkl", code=1)[0][0]
@@ -129,7 +148,9 @@ def test_damaged_files_are_problems_and_a_missing_one_is_a_mistake(tmp_path, cap
     (tmp_path / "a.pkl").write_bytes(b"no pickle")
     (tmp_path / "folder").mkdir()
     problems, reports = run(capsys, tmp_path / "a.pkl", tmp_path / "folder", save(tmp_path / "c.pkl"), code=1)
-    assert "cannot be read" in problems[0] and "img_emb" in problems[1] and len(reports) == 3
+    assert "cannot be read" in problems[0]
+    assert "img_emb" in problems[1]
+    assert len(reports) == 3
     for words in ([], ["describe"]):
         with pytest.raises(SystemExit) as end:
             check.main([*words, str(tmp_path / "none.pkl")])
@@ -146,9 +167,12 @@ def test_images_in_two_files_are_leaks_by_id_and_by_embedding(tmp_path, capsys, 
     clean = save(tmp_path / "clean.pkl", 5, seed=3, first_id=700)
     for other, found in ((by_id, "5 of 5 images are in both"), (by_embedding, "under two image_ids, by embedding (900; 901; 902")):
         problems, reports = run(capsys, *((train, other) if other == by_id else (other, train)), code=1)
-        assert len(problems) == 1 and found in problems[0], problems
+        assert len(problems) == 1, problems
+        assert found in problems[0], problems
     problems, reports = run(capsys, train, unlike)
-    assert not problems and "image_ids" in reports[-1]["notes"][0] and "5 of 5" in reports[-1]["notes"][0]
+    assert not problems
+    assert "image_ids" in reports[-1]["notes"][0]
+    assert "5 of 5" in reports[-1]["notes"][0]
     assert not run(capsys, train, clean)[1][-1]["notes"]
     other_encoder = save(tmp_path / "rn.pkl", 5, embedding=torch.randn(5, 640), first_id=10, meta={"encoder": "RN50x4"})
     assert "by image_id" in run(capsys, train, other_encoder, code=1)[0][0]
@@ -160,7 +184,9 @@ def test_published_files_with_a_row_a_caption_are_no_duplicates(tmp_path, capsys
     with open(tmp_path / "oscar_split_RN50x4_train.pkl", "wb") as file:
         pickle.dump({"clip_embedding": embedding, "captions": captions}, file)
     problems, (report,) = run(capsys, tmp_path / "oscar_split_RN50x4_train.pkl")
-    assert not problems and report["distinct_embeddings"] == 4 and report["encoder"] == "RN50x4"
+    assert not problems
+    assert report["distinct_embeddings"] == 4
+    assert report["encoder"] == "RN50x4"
 
 
 def test_several_embeddings_an_image_are_checked_too(tmp_path, capsys, no_towers):
@@ -169,7 +195,8 @@ def test_several_embeddings_an_image_are_checked_too(tmp_path, capsys, no_towers
     embedding[4] = 0
     for name in ("a.pkl", "a"):
         problems, (report,) = run(capsys, save(tmp_path / name, 6, embedding=embedding), code=1)
-        assert problems == ["1 of 6 embeddings are zero throughout (row 4)"] and report["embeddings_per_image"] == 3
+        assert problems == ["1 of 6 embeddings are zero throughout (row 4)"]
+        assert report["embeddings_per_image"] == 3
     assert "several embeddings an image" in report["alignment"]["reason"]
 
 
@@ -179,7 +206,8 @@ def test_describe_tells_what_a_published_file_does_not_say(tmp_path, capsys):
     assert check.main(["describe", str(tmp_path / "oscar_split_ViT-B_32_train.pkl"), str(tmp_path / "ours")]) == 0
     said = capsys.readouterr().out
     assert "shape: [2, 512]\ndtype: float32\nimages: 2\ncaptions: 3\nwidth: 512\nencoder: ViT-B/32" in said
-    assert "format_version: 1" in said and "normalized: False" in said
+    assert "format_version: 1" in said
+    assert "normalized: False" in said
 
 
 def test_equal_rows_have_equal_hashes_and_others_do_not():

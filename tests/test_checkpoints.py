@@ -39,7 +39,8 @@ def test_what_is_saved_is_loaded(tmp_path, tiny_gpt2, mapping_type, tune, full):
     assert generate(loaded, embedding, entry_length=8) == generate(model, embedding, entry_length=8)
     holds_gpt = any(name.startswith("gpt.") for name in torch.load(path))
     assert holds_gpt == (tune == "full" or full)
-    assert loaded.config == model.config and not loaded.training
+    assert loaded.config == model.config
+    assert not loaded.training
 
 
 def test_equal_weights_give_equal_bytes(tmp_path, tiny_gpt2):

@@ -65,7 +65,8 @@ def test_50_random_files_caption_as_the_published_loop(tmp_path, language, monke
             text, score, tokens = expected_caption(state, facts, embedding, tokenizer)
             assert greedy[row] == [(text, pytest.approx(score, abs=1e-5))], seed
             lengths.append(len(tokens))
-    assert max(lengths) == 40 and min(lengths) < 10
+    assert max(lengths) == 40
+    assert min(lengths) < 10
 
 
 def test_positions_count_twice_then_three_times(tmp_path, language):
@@ -103,8 +104,10 @@ def test_the_vision_tower_in_the_file_is_transformers_own(tmp_path, language):
     pixels = encoder.preprocess(tiny.save_picture(tmp_path / "a.jpg", 1))[None]
     with torch.no_grad():
         expected = tower(pixel_values=pixels).pooler_output
-    assert pixels.shape == (1, 3, 24, 24) and torch.allclose(encoder.encode(pixels), expected, atol=1e-5)
-    assert encoder.width == 64 and torch.isfinite(expected).all()
+    assert pixels.shape == (1, 3, 24, 24)
+    assert torch.allclose(encoder.encode(pixels), expected, atol=1e-5)
+    assert encoder.width == 64
+    assert torch.isfinite(expected).all()
 
 
 def test_preprocessing_is_the_processor_s(tmp_path, language):
@@ -169,8 +172,10 @@ def test_its_options_work_by_both_their_names(weights, workdir, capsys):
     ):
         assert predict.main([*words, "--device", "cpu"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Generated")]
-    assert len(lines) == 2 and lines[0] == lines[1]
-    assert (workdir / "short/photo-RS.jpg").is_file() and (workdir / "long/photo-RS.jpg").is_file()
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert (workdir / "short/photo-RS.jpg").is_file()
+    assert (workdir / "long/photo-RS.jpg").is_file()
 
 
 @pytest.mark.parametrize("words, message", [
@@ -183,7 +188,9 @@ def test_missing_weights_say_what_to_fetch_and_where_to_put_it(workdir, capsys, 
     with pytest.raises(SystemExit) as end:
         predict.main(["-I", "photo.jpg", *words])
     lines = capsys.readouterr().err.splitlines()
-    assert end.value.code == 2 and len(lines) == 1 and message in lines[0]
+    assert end.value.code == 2
+    assert len(lines) == 1
+    assert message in lines[0]
 
 
 # -- new trainings of that mapper ----------------------------------------------------------------------------------------
@@ -194,7 +201,8 @@ def test_images_do_not_attend_to_one_another():
     mapper = EncoderMapper(32, 24, num_layers=2, heads=4, dropout=0.1).eval()
     embeddings = torch.randn(5, 32)
     together, alone = mapper(embeddings), torch.cat([mapper(one[None]) for one in embeddings])
-    assert torch.allclose(together, alone, atol=1e-6) and together.shape == (5, 24)
+    assert torch.allclose(together, alone, atol=1e-6)
+    assert together.shape == (5, 24)
 
 
 def test_a_new_training_of_the_mapper_predicts_by_the_ordinary_decoder(workdir, tiny_gpt2):

@@ -103,8 +103,10 @@ def test_samples_obey_the_rules_too_and_their_scores_are_the_models_own():
     for captions, prefix in zip(found, prefixes(model, embeddings(3))):
         for text, score, ended in captions:
             tokens = [int(word[1:]) for word in text.split()]
-            assert tokens[:2] == prompt and not repeats(tokens, 2)
-            assert 6 <= len(tokens) - 2 <= 12 and ended == (len(tokens) - 2 < 12)
+            assert tokens[:2] == prompt
+            assert not repeats(tokens, 2)
+            assert 6 <= len(tokens) - 2 <= 12
+            assert ended == (len(tokens) - 2 < 12)
             tokens += [END] * ended
             costs = [
                 published.next_logits(model.gpt, prefix, [tokens[:place]]).log_softmax(dim=-1)[0, tokens[place]].item()
@@ -122,7 +124,8 @@ def test_a_greater_length_penalty_never_gives_shorter_best_captions_on_the_whole
             found = generate(model, embeddings(3, seed), entry_length=10, stop_token=f"t{STOP}", length_penalty=penalty)
             total += sum(len(one[0][0].split()) for one in found)
         lengths.append(total)
-    assert lengths == sorted(lengths) and lengths[0] < lengths[2]
+    assert lengths == sorted(lengths)
+    assert lengths[0] < lengths[2]
 
 
 @settings(max_examples=150, deadline=None)

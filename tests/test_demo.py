@@ -118,7 +118,8 @@ def test_objects_lie_within_the_picture_and_apart():
 def test_a_picture_shows_its_objects_in_their_colours_and_places(drawn):
     for scene in drawn[:60]:
         picture = scenes.draw_scene(scene)
-        assert picture.size == (64, 64) and picture.mode == "RGB"
+        assert picture.size == (64, 64)
+        assert picture.mode == "RGB"
         assert picture.getpixel((0, 0)) == scenes.PAPER
         for thing, centre in zip((scene.first, scene.second), scene.centres, strict=True):
             assert picture.getpixel(centre) == COLOURS[thing.colour]
@@ -129,7 +130,8 @@ def test_a_split_is_drawn_alike_each_time_and_its_json_is_in_cocos_layout(tmp_pa
     for folder in folders:
         scenes.write_split(folder, "train", drawn[:20], first_id=7)
     one, two = ({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} for folder in folders)
-    assert one == two and len(one) == 21
+    assert one == two
+    assert len(one) == 21
     assert scenes.make_scenes(scenes.split_pairs(0)[0], 300, seed=1) == drawn
 
     document = json.loads(scenes.annotations_path(tmp_path / "one", "train").read_text())
@@ -162,7 +164,8 @@ def test_the_tiny_clip_loads_with_openais_own_library_and_reads_its_own_tokens(t
     picture = preprocess(Image.open(scenes.picture_path(tiny_world, "train", 1)))[None]
     with torch.no_grad():
         logits, _ = model(picture, clip.tokenize(["a small red circle", "a photo of a dog"]))
-    assert logits.shape == (1, 2) and torch.isfinite(logits).all()
+    assert logits.shape == (1, 2)
+    assert torch.isfinite(logits).all()
 
 
 def test_the_tiny_gpt2_loads_with_transformers_and_gives_captions_back_unchanged(tiny_world):
@@ -182,7 +185,8 @@ def test_what_is_there_is_used_again_and_other_settings_make_it_anew(tiny_world,
     before = model.stat().st_mtime_ns
     capsys.readouterr()
     run.build(tiny_world, scenes=40, **FEW)
-    assert model.stat().st_mtime_ns == before and capsys.readouterr().out == ""
+    assert model.stat().st_mtime_ns == before
+    assert capsys.readouterr().out == ""
     run.build(tiny_world, scenes=41, **FEW)
     assert model.stat().st_mtime_ns > before
     assert len(list((tiny_world / "train").iterdir())) == 41
@@ -194,7 +198,8 @@ def test_the_score_is_of_the_heldout_pictures(tiny_world):
     captions[0]["caption"] = "A dog."
     (tiny_world / "captions.json").write_text(json.dumps(captions))
     figures = run.score(tiny_world)
-    assert figures["share_true"] == figures["share_parsed"] == 0.75 and figures["heldout_pictures"] == 4
+    assert figures["share_true"] == figures["share_parsed"] == 0.75
+    assert figures["heldout_pictures"] == 4
 
 
 SCRIPTS = ["parse_coco.py", "parse_coco.py", "train.py", "predict.py", "evaluate.py", "predict.py"]
@@ -211,4 +216,5 @@ def test_the_commands_it_prints_are_ones_the_scripts_take(tiny_world):
     scored = evaluate.build_parser().parse_args(commands["evaluate"][1:])
     evaluate.check_options(evaluate.build_parser(), scored)
     assert scored.predictions == [commands["predict"][commands["predict"].index("--out") + 1]]
-    assert options.out_dir.endswith("checkpoints") and commands["predict"][2] == f"{options.out_dir}/demo-{options.epochs - 1:03d}.pt"
+    assert options.out_dir.endswith("checkpoints")
+    assert commands["predict"][2] == f"{options.out_dir}/demo-{options.epochs - 1:03d}.pt"

@@ -12,7 +12,9 @@ from demo import ready, run, run_audio
 def test_a_finished_demo_is_found_by_argument_variable_and_usual_place(mini_demo, workdir, monkeypatch, capsys):
     found = ready.ready_demo(mini_demo)
     assert found.checkpoint == max(mini_demo.glob("checkpoints/demo-*.pt"))
-    assert found.heldout == sorted((mini_demo / "heldout").iterdir()) and Path(found.encoder).is_file() and Path(found.gpt2_type).is_dir()
+    assert found.heldout == sorted((mini_demo / "heldout").iterdir())
+    assert Path(found.encoder).is_file()
+    assert Path(found.gpt2_type).is_dir()
     monkeypatch.setenv("PREFIXCAP_DEMO", str(mini_demo))
     assert ready.ready_demo() == found
     monkeypatch.delenv("PREFIXCAP_DEMO")
@@ -53,9 +55,11 @@ def test_where_no_finished_demo_is_the_quick_one_is_made_and_its_time_is_said(wo
     found = ready.ready_demo(sounds=sounds)
     lines = script.command_lines(folder)
     assert ran == [lines["parse development" if sounds else "parse train"], lines["train"]]
-    assert found.checkpoint == folder / "checkpoints" / "demo-002.pt" and found.heldout[0].suffix == (".wav" if sounds else ".jpg")
+    assert found.checkpoint == folder / "checkpoints" / "demo-002.pt"
+    assert found.heldout[0].suffix == (".wav" if sounds else ".jpg")
     assert "a minute or two on two cores" in capsys.readouterr().out
-    assert ready.ready_demo(sounds=sounds) == found and len(ran) == 2
+    assert ready.ready_demo(sounds=sounds) == found
+    assert len(ran) == 2
 
 
 def test_a_command_that_fails_ends_in_its_own_error(workdir, monkeypatch):

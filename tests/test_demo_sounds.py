@@ -41,7 +41,8 @@ def changed_sounds(sound):
 def test_every_caption_is_true_no_two_are_worded_alike_and_any_one_change_makes_it_false(played):
     for sound in played:
         captions = describe(sound)
-        assert len(set(captions)) == 5 and all(caption_is_true(caption, sound) for caption in captions)
+        assert len(set(captions)) == 5
+        assert all(caption_is_true(caption, sound) for caption in captions)
     for sound in played[:40]:
         for other in changed_sounds(sound):
             assert not any(caption_is_true(caption, sound) for caption in describe(other)), (sound, other)
@@ -63,7 +64,8 @@ def test_every_caption_is_true_no_two_are_worded_alike_and_any_one_change_makes_
     ],
 )
 def test_a_caption_that_leaves_something_out_or_does_not_parse_is_false(caption):
-    assert parse_caption(caption) is None and not caption_is_true(caption, SOUND)
+    assert parse_caption(caption) is None
+    assert not caption_is_true(caption, SOUND)
 
 
 def test_letter_case_spaces_and_the_final_full_stop_do_not_matter():
@@ -73,7 +75,8 @@ def test_letter_case_spaces_and_the_final_full_stop_do_not_matter():
 def test_heldout_pairs_are_never_heard_together_in_training_and_every_event_is():
     training, heldout = scenes.split_pairs(0, tuple(PITCHES), KINDS)
     together = {frozenset(pair) for pair in training}
-    assert heldout and not any(frozenset(pair) in together for pair in heldout)
+    assert heldout
+    assert not any(frozenset(pair) in together for pair in heldout)
     sounds = world.make_sounds(training, len(training))
     assert {event[1:] for sound in sounds for event in sound} == set(itertools.product(PITCHES, KINDS))
 
@@ -86,7 +89,8 @@ def test_a_sound_has_its_events_pitches_and_fits_one_window():
         low_high = ("low", "high") if number % 2 else ("high", "medium")
         sound = Sound(*(Event("single", pitch, kind) for pitch in low_high))
         wave = world.play(sound, number)
-        assert wave.dtype == np.float32 and np.abs(wave).max() <= 1
+        assert wave.dtype == np.float32
+        assert np.abs(wave).max() <= 1
         assert len(cut_windows(log_mel_picture(read_sound((wave, world.SAMPLE_RATE))))) == 1
         # The second event begins where the first has ended and its gap is over: 0.59 s at the earliest, 0.84 s at the latest.
         first, second = (loudest_hertz(part) for part in (wave[: round(0.5 * world.SAMPLE_RATE)], wave[round(0.84 * world.SAMPLE_RATE) :]))
@@ -121,7 +125,8 @@ def test_the_printed_commands_run_from_csv_to_score(tiny_world, capsys):
         assert scripts[words[0]].main([*words[1:], *more, "--device", "cpu"]) == 0, stage
     assert (tiny_world / "captions.png").stat().st_size > 10_000
     figures = run_audio.score(tiny_world)
-    assert figures["heldout_sounds"] == 4 and 0 <= figures["share_true"] <= 1
+    assert figures["heldout_sounds"] == 4
+    assert 0 <= figures["share_true"] <= 1
     rows = [{"image_id": name, "caption": describe(sound)[0]} for name, sound in truth.items()]
     rows[0]["caption"] = "Rain."
     (tiny_world / "captions.json").write_text(json.dumps(rows))
@@ -133,6 +138,8 @@ def test_what_is_there_is_used_again_and_other_settings_make_it_anew(tiny_world,
     before = model.stat().st_mtime_ns
     capsys.readouterr()
     run_audio.build(tiny_world, **FEW)
-    assert model.stat().st_mtime_ns == before and capsys.readouterr().out == ""
+    assert model.stat().st_mtime_ns == before
+    assert capsys.readouterr().out == ""
     run_audio.build(tiny_world, **{**FEW, "sounds": 25})
-    assert model.stat().st_mtime_ns > before and len(list((tiny_world / "development").iterdir())) == 25
+    assert model.stat().st_mtime_ns > before
+    assert len(list((tiny_world / "development").iterdir())) == 25

@@ -63,7 +63,8 @@ def test_what_is_saved_in_a_directory_is_loaded_image_by_image(tmp_path_factory,
     assert list(features.texts) == [caption["caption"] for caption in expected] == features.texts[:]
     assert list(features.image_ids()) == [caption["image_id"] for caption in expected]
     assert features.caption_rows.tolist() == [caption["clip_embedding"] for caption in expected]
-    assert features.width == 3 and features.embeddings_per_image == (2 if len(shape) == 2 else 1)
+    assert features.width == 3
+    assert features.embeddings_per_image == (2 if len(shape) == 2 else 1)
 
 
 @settings(max_examples=25, deadline=None)
@@ -76,10 +77,12 @@ def test_mapped_rows_are_what_a_tensor_gives(tmp_path_factory, data):
     index = st.integers(-len(whole), len(whole) - 1)
     rows = data.draw(st.lists(index, max_size=6))
     chosen = np.array(data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=6)))
-    assert torch.equal(mapped[rows], whole[rows]) and torch.equal(mapped[torch.tensor(rows).long()], whole[rows])
+    assert torch.equal(mapped[rows], whole[rows])
+    assert torch.equal(mapped[torch.tensor(rows).long()], whole[rows])
     assert torch.equal(mapped.select(chosen)[:], whole[chosen])
     start, end = data.draw(index), data.draw(index)
-    assert torch.equal(mapped[start:end], whole[start:end]) and torch.equal(mapped[start], whole[start])
+    assert torch.equal(mapped[start:end], whole[start:end])
+    assert torch.equal(mapped[start], whole[start])
     with pytest.raises(IndexError):
         mapped[len(whole)]
 
@@ -93,7 +96,8 @@ def test_what_clip_retrieval_writes_is_read_as_it_is(tmp_path):
         {"image_id": f"{row // 3:05d}{row % 3:04d}", "caption": text, "clip_embedding": row} for row, text in enumerate(texts)
     ]
     assert features.meta == {"encoder": "ViT-B/32", "normalized": True}
-    assert features.captions[-1]["caption"] == "text 1.1" and isinstance(features.clip_embedding.parts[0], np.memmap)
+    assert features.captions[-1]["caption"] == "text 1.1"
+    assert isinstance(features.clip_embedding.parts[0], np.memmap)
 
 
 def test_a_tool_that_reads_clip_retrieval_reads_ours(tmp_path, monkeypatch):
@@ -120,10 +124,15 @@ def test_an_image_listed_once_a_caption_shares_a_row_and_empty_captions_go(tmp_p
     features = load_features(tmp_path / "a")
     assert [caption["caption"] for caption in features.captions] == ["a", "b", "c", " "]
     grouped = group_by_image(features)
-    assert grouped.caption_rows.tolist() == [0, 0, 1, 2] and torch.equal(grouped.clip_embedding[:], torch.from_numpy(array[[0, 2, 3]]))
+    assert grouped.caption_rows.tolist() == [0, 0, 1, 2]
+    assert torch.equal(grouped.clip_embedding[:], torch.from_numpy(array[[0, 2, 3]]))
     kept, dropped = drop_empty_captions(grouped)
-    assert dropped == 1 and list(kept.texts) == ["a", "b", "c"] and kept.captions[2]["clip_embedding"] == 1
-    assert kept.texts[1] == "b" and kept.texts[::-2] == ["c", "a"] and kept.digest() != grouped.digest()
+    assert dropped == 1
+    assert list(kept.texts) == ["a", "b", "c"]
+    assert kept.captions[2]["clip_embedding"] == 1
+    assert kept.texts[1] == "b"
+    assert kept.texts[::-2] == ["c", "a"]
+    assert kept.digest() != grouped.digest()
 
 
 def test_files_and_directories_are_joined_in_any_order(tmp_path):
@@ -135,7 +144,8 @@ def test_files_and_directories_are_joined_in_any_order(tmp_path):
         made += [{**caption, "clip_embedding": caption["clip_embedding"] + sum(map(len, embeddings[: names.index(name)]))}
                  for caption in captions]  # fmt: skip
     joined = join_features([load_features(tmp_path / name) for name in names], names)
-    assert torch.equal(joined.clip_embedding[:], torch.cat(embeddings)) and list(joined.captions) == made
+    assert torch.equal(joined.clip_embedding[:], torch.cat(embeddings))
+    assert list(joined.captions) == made
     assert list(joined.texts) == [caption["caption"] for caption in made]
     assert list(joined.image_ids()) == [caption["image_id"] for caption in made]
     assert torch.equal(joined.clip_embedding[[6, 0, 4]], torch.cat(embeddings)[[6, 0, 4]])
@@ -170,7 +180,8 @@ def test_training_from_a_directory_gives_the_losses_of_the_file(workdir, tiny_gp
         assert train.main([*words, "--gpt2_type", str(tiny_gpt2)]) == 0
         lines = map(json.loads, open(f"out_{data}/coco_prefix_metrics.jsonl"))
         losses.append([line.get("loss", line.get("val_loss")) for line in lines])
-    assert losses[0] == losses[1] and len(losses[0]) == 10
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 10
 
 
 def test_training_on_normalised_features_normalises_pictures_too(workdir, tiny_gpt2):
@@ -242,7 +253,8 @@ def test_a_damaged_directory_is_one_line(tmp_path, how):
     damage(tmp_path / "a", how)
     with pytest.raises(UserError, match=DAMAGES[how]) as caught:
         load_features(tmp_path / "a")
-    assert "\n" not in str(caught.value) and str(tmp_path / "a") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "a") in str(caught.value)
     assert not (tmp_path / "a" / "was_run").exists()
 
 

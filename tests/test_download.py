@@ -60,7 +60,8 @@ def error_line(server, capsys, *words):
     with pytest.raises(SystemExit) as caught:
         run(server, *words)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("download.py: error: ")]
-    assert caught.value.code == 2 and len(lines) == 1
+    assert caught.value.code == 2
+    assert len(lines) == 1
     return lines[0]
 
 
@@ -78,16 +79,19 @@ def test_everything_lies_where_the_parse_scripts_look_and_is_fetched_once(coco, 
     assert run(server) == 0
     assert files() == sorted([*WHOLE, "data/coco/annotations/mine.json"])
     asked = len(server.asked)
-    assert run(server) == 0 and len(server.asked) == asked == 3
+    assert run(server) == 0
+    assert len(server.asked) == asked == 3
     assert "pictures.zip: there" in capsys.readouterr().out
-    assert run(server, "--folder", "other", "--keep_archives") == 0 and Path("other/coco/pictures.zip").exists()
+    assert run(server, "--folder", "other", "--keep_archives") == 0
+    assert Path("other/coco/pictures.zip").exists()
 
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_cut_line_is_taken_up_where_it_broke(ranges, coco, server):
     server.content.pop("texts.zip"), coco.pop(0)
     server.cuts, server.ranges = [25_000, 20_000], ranges
-    assert run(server) == 0 and files() == WHOLE[1:]
+    assert run(server) == 0
+    assert files() == WHOLE[1:]
     assert server.places("pictures.zip") == [None, "bytes=25000-", "bytes=45000-" if ranges else "bytes=20000-"]
 
 
@@ -95,9 +99,12 @@ def test_a_line_that_stays_cut_leaves_a_part_to_resume_from(coco, server, capsys
     server.content.pop("texts.zip"), coco.pop(0)
     server.cuts = [10_000, 10_000, 10_000]
     line = error_line(server, capsys)
-    assert "ended at 30,000 of" in line and "30,000 bytes are kept" in line
+    assert "ended at 30,000 of" in line
+    assert "30,000 bytes are kept" in line
     assert files() == ["data/coco/pictures.zip.part", "data/coco/pictures.zip.part.json"]
-    assert run(server) == 0 and server.places("pictures.zip")[3] == "bytes=30000-" and files() == WHOLE[1:]
+    assert run(server) == 0
+    assert server.places("pictures.zip")[3] == "bytes=30000-"
+    assert files() == WHOLE[1:]
 
 
 @pytest.fixture
@@ -135,14 +142,17 @@ def test_a_file_that_changed_on_the_server_is_never_glued_to_an_old_part(tags, i
     server.validators, server.if_range = TAGS[tags], if_range
     interrupt(server, capsys, monkeypatch)
     server.content["list.json"] = listed[1]
-    assert run(server) == 0 and LIST.read_bytes() == listed[1] and files() == [str(LIST)]
+    assert run(server) == 0
+    assert LIST.read_bytes() == listed[1]
+    assert files() == [str(LIST)]
 
 
 @pytest.mark.parametrize("tags", TAGS)
 def test_a_file_that_did_not_change_is_resumed_if_that_can_be_known(tags, listed, server, capsys, monkeypatch):
     server.validators = TAGS[tags]
     interrupt(server, capsys, monkeypatch)
-    assert run(server) == 0 and LIST.read_bytes() == listed[0]
+    assert run(server) == 0
+    assert LIST.read_bytes() == listed[0]
     known = {"etag": "ETag", "date": "Last-Modified", "weak etag and date": "Last-Modified"}.get(tags)
     expected = ("list.json", "bytes=50000-", TAGS[tags](listed[0])[known]) if known else ("list.json", None, None)
     assert server.asked == [expected]
@@ -154,10 +164,13 @@ def test_a_known_checksum_stands_in_for_what_the_server_does_not_say(listed, ser
     server.validators = TAGS["nothing"]
     interrupt(server, capsys, monkeypatch)
     server.content["list.json"] = listed[1]
-    assert "checksum of another file" in error_line(server, capsys) and files() == []
+    assert "checksum of another file" in error_line(server, capsys)
+    assert files() == []
     server.content["list.json"] = listed[0]
     interrupt(server, capsys, monkeypatch)
-    assert run(server) == 0 and server.places("list.json") == ["bytes=50000-"] and LIST.read_bytes() == listed[0]
+    assert run(server) == 0
+    assert server.places("list.json") == ["bytes=50000-"]
+    assert LIST.read_bytes() == listed[0]
 
 
 @pytest.mark.parametrize("change", [b"", b"[]", b" " * 60_000, b"longer"])
@@ -166,9 +179,11 @@ def test_a_file_of_another_length_starts_over(change, listed, server, capsys, mo
     interrupt(server, capsys, monkeypatch)
     server.content["list.json"] = (listed[1] + b" " * 7) if change == b"longer" else change
     if change == b"longer":
-        assert run(server) == 0 and LIST.read_bytes() == listed[1] + b" " * 7
+        assert run(server) == 0
+        assert LIST.read_bytes() == listed[1] + b" " * 7
     else:
-        assert "expected 4,000 captions" in error_line(server, capsys) and not LIST.exists()
+        assert "expected 4,000 captions" in error_line(server, capsys)
+        assert not LIST.exists()
 
 
 SPANS = ["", "bytes 0-9/10", "bytes */*", "bytes 50001-{last}/{all}", "bytes 50000-{last}/*", "bytes 50000-{all}/{all}", "lines 1-2/3"]
@@ -179,7 +194,9 @@ SPANS += ["bytes -1-2/3", "bytes 50000-{last}/" + "9" * 5000]
 def test_a_206_with_another_range_than_the_one_asked_for_starts_over(span, listed, server, capsys, monkeypatch):
     interrupt(server, capsys, monkeypatch)
     server.spans = lambda start, length: span.format(last=length - 1, all=length)
-    assert run(server) == 0 and LIST.read_bytes() == listed[0] and server.places("list.json") == ["bytes=50000-", None]
+    assert run(server) == 0
+    assert LIST.read_bytes() == listed[0]
+    assert server.places("list.json") == ["bytes=50000-", None]
 
 
 @pytest.mark.parametrize("record", [None, b"", b"[" * 100_000, b"{}", b"[1]", b'{"address": 1}', b'{"total": "9", "validator": null}'])
@@ -187,7 +204,9 @@ def test_a_part_whose_record_is_missing_or_damaged_is_not_used(record, listed, s
     interrupt(server, capsys, monkeypatch)
     path = Path("data/coco/list.json.part.json")
     path.unlink() if record is None else path.write_bytes(record)
-    assert run(server) == 0 and LIST.read_bytes() == listed[0] and server.places("list.json") == [None]
+    assert run(server) == 0
+    assert LIST.read_bytes() == listed[0]
+    assert server.places("list.json") == [None]
 
 
 def test_a_part_that_is_whole_or_too_long_is_seen(listed, server, capsys, monkeypatch):
@@ -195,19 +214,23 @@ def test_a_part_that_is_whole_or_too_long_is_seen(listed, server, capsys, monkey
         LIST.unlink(missing_ok=True)
         interrupt(server, capsys, monkeypatch)
         Path("data/coco/list.json.part").write_bytes(listed[0] + more)
-        assert run(server) == 0 and LIST.read_bytes() == listed[0] and server.places("list.json") == places
+        assert run(server) == 0
+        assert LIST.read_bytes() == listed[0]
+        assert server.places("list.json") == places
 
 
 def test_answers_of_other_kinds_are_said_in_one_line(listed, server, capsys, monkeypatch):
     server.status = 206
     assert "answered 206; expected 200" in error_line(server, capsys)
     server.status, server.lengths = 200, False
-    assert run(server) == 0 and LIST.read_bytes() == listed[0]
+    assert run(server) == 0
+    assert LIST.read_bytes() == listed[0]
     for mirror in ("ftp://host", "no address", "http://", "http://a b/", "http://ho\u00e9st/"):
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             download.main(["coco2014", "--mirror", mirror, "--folder", "new"])
-        assert caught.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+        assert caught.value.code == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
     for mirror in ("http://[1", "http://host:port", "http://a..b"):
         assert "Traceback" not in error_line(server, capsys, "--mirror", mirror, "--folder", "new")
 
@@ -230,7 +253,8 @@ def test_what_is_not_as_expected_is_refused_in_one_line(coco, server, capsys, mo
     coco[1] = download.dataclasses.replace(pictures, md5=hashlib.md5(right).hexdigest())
     server.content["list.json"] = b'[{"image_id": 1}]'
     assert "is a list of 1 with 0 captions; expected 4 captions" in error_line(server, capsys)
-    assert Path("data/coco/annotations/list.json.wrong").exists() and not Path("data/coco/annotations/list.json").exists()
+    assert Path("data/coco/annotations/list.json.wrong").exists()
+    assert not Path("data/coco/annotations/list.json").exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     shutil.rmtree("data/coco/train2014")
     assert "GB free" in error_line(server, capsys)
@@ -255,7 +279,8 @@ def test_clotho_says_which_unpacker_it_needs_and_uses_the_one_there(server, work
     command = ["clotho", "--mirror", server.url]
     with pytest.raises(SystemExit):
         download.main(command)
-    assert "Install p7zip" in capsys.readouterr().err and files() == ["data/clotho_captions_development.csv"]
+    assert "Install p7zip" in capsys.readouterr().err
+    assert files() == ["data/clotho_captions_development.csv"]
     lines = ["#!/bin/sh", 'for word in "$@"; do case "$word" in -o*) out="${word#-o}/development";; esac; done']
     lines += ['/bin/mkdir -p "$out"', 'echo a > "$out/1.wav"', 'echo b > "$out/2.wav"', ""]
     Path("7z").write_text("\n".join(lines))
@@ -277,12 +302,18 @@ def test_stopped_by_ctrl_c_it_keeps_the_part(server, workdir, root):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     told = process.communicate(timeout=20)[1]
-    assert process.returncode == 130 and "run the same command again" in told and "Traceback" not in told
+    assert process.returncode == 130
+    assert "run the same command again" in told
+    assert "Traceback" not in told
     assert 0 < part.stat().st_size < 5_000_002
 
 
 def test_help_is_quick_and_names_are_checked(root):
     done = subprocess.run([sys.executable, "data/download.py", "--help"], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0 and "coco2014" in done.stdout and "--keep_archives" in done.stdout
+    assert done.returncode == 0
+    assert "coco2014" in done.stdout
+    assert "--keep_archives" in done.stdout
     done = subprocess.run([sys.executable, "data/download.py", "imagenet"], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 2 and "invalid choice: 'imagenet'" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2
+    assert "invalid choice: 'imagenet'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -115,17 +115,20 @@ def test_a_family_gives_its_librarys_features_and_a_stored_vector(family, workdi
     name, pooled, tokens = make(photo)
     encoder = load_encoder(name)
     assert (encoder.name, encoder.width, encoder.dtype, encoder.modality, encoder.pooling) == (name, width, "float32", "image", "pooled")
-    assert not encoder.module.training and not any(module.training for module in encoder.module.modules())
+    assert not encoder.module.training
+    assert not any(module.training for module in encoder.module.modules())
     assert {"image_size", "resize", "interpolation", "crop", "mean", "std"} <= set(encoder.preprocessing)
     picture = pickle.loads(pickle.dumps(encoder.preprocess))(photo)
     embeddings = encoder.encode(torch.stack([picture, encoder.preprocess(photo.rotate(180))]))
-    assert picture.dtype == embeddings.dtype == torch.float32 and embeddings.shape == (2, width)
+    assert picture.dtype == embeddings.dtype == torch.float32
+    assert embeddings.shape == (2, width)
     assert torch.allclose(embeddings[:1], pooled, rtol=1e-4, atol=1e-4 * float(pooled.abs().max()))
     assert (embeddings[0, :4] - torch.tensor(stored)).abs().max() < 1e-3 * embeddings[0].abs().max(), "the preprocessing has changed"
     if tokens is not None:
         unpooled = load_encoder(name, pooling="none")
         given = unpooled.encode(picture[None])
-        assert unpooled.pooling == "none" and (given.shape, unpooled.width) == (tokens.shape, tokens.shape[2])
+        assert unpooled.pooling == "none"
+        assert (given.shape, unpooled.width) == (tokens.shape, tokens.shape[2])
         present = slice(0, int(picture[:, -3].sum())) if family == "HF SigLIP 2" else slice(None)
         assert torch.allclose(given[:, present], tokens[:, present], rtol=1e-4, atol=1e-4 * float(tokens.abs().max()))
         assert present.stop is None or present.stop < given.shape[1] and not given[:, present.stop :].any(), "no patch: zeros"
@@ -137,7 +140,8 @@ def test_the_class_token_of_openais_vit_becomes_its_embedding(workdir, photo):
     encoder, unpooled = load_encoder("mine.pt"), load_encoder("mine.pt", pooling="none")
     picture = encoder.preprocess(photo)[None]
     tokens, visual = unpooled.encode(picture), encoder.module
-    assert tokens.shape == (1, 1 + 4, 64) and unpooled.width == 64
+    assert tokens.shape == (1, 1 + 4, 64)
+    assert unpooled.width == 64
     assert torch.allclose(visual.ln_post(tokens[:, 0]) @ visual.proj, encoder.encode(picture), atol=1e-5)
 
 
@@ -161,13 +165,15 @@ def test_clap_gives_its_librarys_projected_embedding_of_a_window(fusion, workdir
     tiny_towers.save_clap("folder", fusion=fusion)
     encoder = load_encoder("clap:folder")
     assert (encoder.modality, encoder.width, encoder.preprocessing["sample_rate"]) == ("audio", 24, 8000)
-    assert encoder.preprocessing["window_seconds"] == 1.0 and not encoder.module.training
+    assert encoder.preprocessing["window_seconds"] == 1.0
+    assert not encoder.module.training
     window = pickle.loads(pickle.dumps(encoder.preprocess))(sound)
     embeddings = encoder.encode(torch.stack([window, encoder.preprocess(sound[::-1])]))
     given = ClapFeatureExtractor.from_pretrained("folder")(sound, sampling_rate=8000, return_tensors="pt")
     library = ClapAudioModelWithProjection.from_pretrained("folder", config=ClapConfig.from_pretrained("folder").audio_config)
     expected = library.eval()(given["input_features"], is_longer=torch.tensor([[False]])).audio_embeds
-    assert torch.allclose(embeddings[:1], expected, rtol=1e-4, atol=1e-4) and not torch.allclose(embeddings[1:], expected, rtol=0.01)
+    assert torch.allclose(embeddings[:1], expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(embeddings[1:], expected, rtol=0.01)
     assert torch.allclose(encoder.encode(window[None]), embeddings[:1], rtol=1e-4, atol=1e-4), "whatever stands beside it in the batch"
     stored = [-7.1697, 8.9199, -3.4757, 1.9304] if fusion else [14.315, 1.4491, -5.0574, 3.2493]
     assert (embeddings[0, :4] - torch.tensor(stored)).abs().max() < 1e-3 * embeddings[0].abs().max(), "the preprocessing has changed"
@@ -209,7 +215,8 @@ def test_timm_and_open_clip_folders_as_on_the_hub(workdir, photo):
     model.pretrained_cfg = {**model.pretrained_cfg, "mean": (0.1, 0.2, 0.3)}
     timm.models.save_for_hf(model, "own")
     encoder = load_encoder("timm:own")
-    assert encoder.width == 192 and encoder.preprocessing["mean"] == [0.1, 0.2, 0.3]
+    assert encoder.width == 192
+    assert encoder.preprocessing["mean"] == [0.1, 0.2, 0.3]
     assert load_encoder("own").digest() == encoder.digest()
     config = tiny_towers.add_open_clip_config(".")
     state = tiny_towers.save_open_clip("mine.pt").state_dict()
@@ -220,7 +227,9 @@ def test_timm_and_open_clip_folders_as_on_the_hub(workdir, photo):
         load_encoder("open_clip:oc")
     save_file(state, workdir / "oc" / "open_clip_model.safetensors")
     encoder = load_encoder("open_clip:oc")
-    assert encoder.width == 24 and encoder.preprocessing["crop"] == "squash" and encoder.preprocessing["interpolation"] == "bilinear"
+    assert encoder.width == 24
+    assert encoder.preprocessing["crop"] == "squash"
+    assert encoder.preprocessing["interpolation"] == "bilinear"
     assert encoder.preprocess(photo).shape == (3, 32, 32)
     assert encoder.digest() == load_encoder(f"open_clip:{tiny_towers.OPEN_CLIP}/{workdir}/mine.pt").digest()
 
@@ -279,5 +288,6 @@ def test_a_vit_whose_weights_lack_a_pooler_gives_its_class_token(workdir, photo)
 def test_a_full_size_open_clip_model_from_a_folder_of_its_tag(workdir, photo):
     tiny_towers.save_open_clip("data/weights/ViT-B-32/laion2b_s34b_b79k/open_clip_pytorch_model.bin", "ViT-B-32")
     encoder = load_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k")
-    assert encoder.width == 512 and encoder.preprocessing["image_size"] == 224
+    assert encoder.width == 512
+    assert encoder.preprocessing["image_size"] == 224
     assert encoder.encode(encoder.preprocess(photo)[None]).shape == (1, 512)

@@ -36,7 +36,9 @@ def test_clip_features_are_those_of_clip_load(name, width, vision, workdir, phot
     pictures = torch.stack([preprocess(photo), preprocess(photo.rotate(90, expand=True))])
     assert torch.equal(torch.stack([encoder.preprocess(photo), encoder.preprocess(photo.rotate(90, expand=True))]), pictures)
     embeddings = encoder.encode(pictures)
-    assert embeddings.dtype == torch.float32 and embeddings.shape == (2, width) and not embeddings.requires_grad
+    assert embeddings.dtype == torch.float32
+    assert embeddings.shape == (2, width)
+    assert not embeddings.requires_grad
     with torch.no_grad():
         assert torch.equal(embeddings, model.encode_image(pictures))
     assert all(parameter.dtype == torch.float32 and not parameter.requires_grad for parameter in encoder.module.parameters())
@@ -100,7 +102,8 @@ def test_tinyvit_gives_timms_features_before_the_classifier_from_each_kind_of_fi
     with torch.no_grad():
         expected = model.forward_head(model.forward_features(picture[None]), pre_logits=True)
     assert torch.allclose(encoder.encode(picture[None]), expected, atol=1e-6)
-    assert encoder.preprocessing["mean"] == [0.485, 0.456, 0.406] and encoder.preprocessing["resize"] == 235
+    assert encoder.preprocessing["mean"] == [0.485, 0.456, 0.406]
+    assert encoder.preprocessing["resize"] == 235
     (folder / "model.safetensors").unlink()
     torch.save({"model": state}, folder / "pytorch_model.bin")
     assert load_encoder("tinyvit").digest() == encoder.digest()
@@ -155,7 +158,8 @@ def test_files_that_are_not_clip_weights_give_one_line_and_run_nothing(workdir):
     for name in ("text.pt", "empty.pt", "other.pt", "list.pt", "code.pt", "cut.pt"):
         with pytest.raises(UserError, match="does not hold CLIP weights") as caught:
             load_encoder(name)
-        assert "\n" not in str(caught.value) and name in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert name in str(caught.value)
     assert not (workdir / "was_run").exists()
 
 

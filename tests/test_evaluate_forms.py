@@ -24,7 +24,8 @@ def score(references, ids, captions=CAPTIONS):
     write("predictions.json", [{"image_id": image_id, "caption": text} for image_id, text in zip(ids, captions)])
     run("--predictions", "predictions.json", "--references", references, *WORDS)
     found = read(Path("scores.json"))
-    assert found["scores"]["ROUGE-L"] == 1 and found["images"] == len(ids)
+    assert found["scores"]["ROUGE-L"] == 1
+    assert found["images"] == len(ids)
     return found
 
 
@@ -40,7 +41,8 @@ def test_equal_stems_in_other_folders_or_with_other_suffixes_stay_apart(workdir,
     names = ["cat.jpg", "cat.png", "a/1.jpg", "b/1.jpg"]
     write("list.json", [{"image": name, "caption": text} for name, text in zip(names, CAPTIONS)])
     found = score("list.json", names)
-    assert found["references_per_image"]["most"] == 1 and found["images_with_references"] == 4
+    assert found["references_per_image"]["most"] == 1
+    assert found["images_with_references"] == 4
     assert "images without references: cat" in refusal(capsys, "list.json", ["cat"])
     sounds = ["bell.wav", "bell.flac"]
     write("clotho.csv", "file_name,caption_1\n" + "".join(f"{name},{text}\n" for name, text in zip(sounds, CAPTIONS)))
@@ -168,4 +170,5 @@ def test_urls_are_named_as_such_with_how_to_fetch_them(workdir, capsys):
     for words in ([url], ["--data", url], ["photo.jpg", "--checkpoint", url]):
         with pytest.raises(SystemExit) as end:
             predict.main(words)
-        assert end.value.code == 2 and f"{url} is a URL" in capsys.readouterr().err
+        assert end.value.code == 2
+        assert f"{url} is a URL" in capsys.readouterr().err

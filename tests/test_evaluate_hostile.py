@@ -31,7 +31,8 @@ def outcome(capsys, *words):
     except SystemExit as end:
         lines = capsys.readouterr().err.splitlines()
         errors = [line for line in lines if line.startswith("evaluate.py: error: ")]
-        assert end.code == 2 and errors == lines[-1:], lines
+        assert end.code == 2, lines
+        assert errors == lines[-1:], lines
         assert len(errors[0]) < 1500, errors[0][:2000]
         return errors[0]
     return None
@@ -74,7 +75,8 @@ def test_degenerate_scores_are_zero_null_or_refused_and_said_so(capsys, workdir,
     words = ["--metrics", "cider", "rouge", "--bootstrap", "20", "--out", "scores.json"]
     evaluate.main(["--predictions", "one.json", "--references", "captions_val2017.json", *words])
     found, printed = read(workdir / "scores.json"), capsys.readouterr().out
-    assert found["scores"] == {"ROUGE-L": 1, "CIDEr": 0} and "CIDEr of a single image is 0 by definition" in found["notes"][0]
+    assert found["scores"] == {"ROUGE-L": 1, "CIDEr": 0}
+    assert "CIDEr of a single image is 0 by definition" in found["notes"][0]
     assert found["notes"][0] in printed
     write("empty.json", [{"image_id": key, "caption": text} for key, text in zip((1, 2, 3, 4), ("", " ", "...", "!"))])
     evaluate.main(["--predictions", "empty.json", "--references", "captions_val2017.json", *words])
@@ -93,7 +95,9 @@ def test_degenerate_scores_are_zero_null_or_refused_and_said_so(capsys, workdir,
     evaluate.main(["--predictions", "empty.json", "predictions.json", "--references", "captions_val2017.json", *words])
     text = (workdir / "scores.json").read_text() + (workdir / "scores.predictions.json").read_text()
     found = read(workdir / "scores.json")
-    assert "NaN" not in text and found["scores"]["Broken"] is None and list(found["comparison"]) == ["ROUGE-L"]
+    assert "NaN" not in text
+    assert found["scores"]["Broken"] is None
+    assert list(found["comparison"]) == ["ROUGE-L"]
     assert "Broken of empty.json is not a number, and null in the file" in found["notes"]
 
 
@@ -112,9 +116,11 @@ def test_a_terminal_of_any_encoding_gets_the_same_files(workdir, root, encoding)
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PATH": "/nowhere"}
     done = subprocess.run([sys.executable, root / "evaluate.py", *words, f"{encoding}.json"], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert b"evaluate.py" not in done.stderr and f"wrote {encoding}.json".encode() in done.stdout
+    assert b"evaluate.py" not in done.stderr
+    assert f"wrote {encoding}.json".encode() in done.stdout
     rows = read(workdir / f"{encoding}.predictions.json")
-    assert [row["image_id"] for row in rows] == names and rows[0]["caption"] == f"\u2192 \u2026 {names[0]}"
+    assert [row["image_id"] for row in rows] == names
+    assert rows[0]["caption"] == f"\u2192 \u2026 {names[0]}"
 
 
 def test_files_are_written_before_anything_is_printed(workdir, monkeypatch):

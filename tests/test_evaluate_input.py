@@ -68,9 +68,13 @@ def test_without_java_the_scores_that_need_none_are_given_and_the_tokeniser_is_n
     words = ["--predictions", "predictions.json", "--references", "captions_val2017.json"]
     run(*words, "--out", "scores.json")
     captured = capsys.readouterr()
-    assert len(captured.err.strip().splitlines()) == 1 and "apt-get install" in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert "apt-get install" in captured.err
     found = read(workdir / "scores.json")
-    assert "METEOR" not in found["scores"] and found["scores"]["ROUGE-L"] == 1 and "plain" in found["tokeniser"] and "plain" in captured.out
+    assert "METEOR" not in found["scores"]
+    assert found["scores"]["ROUGE-L"] == 1
+    assert "plain" in found["tokeniser"]
+    assert "plain" in captured.out
     assert found["made_by"]["versions"]["java"] is None
     assert "apt-get install" in refuse(capsys, *words, "--metrics", "meteor")
 

@@ -26,7 +26,8 @@ def test_attention_is_shared_among_prefix_vectors_and_the_model_left_as_it_was(m
     before = generate(model, embedding, entry_length=6)
     found = explain_caption(model, embedding, "t3 t1 t4 t1")
     assert found["words"] == ["t3", "t1", "t4", "t1"]
-    assert found["attention"].shape == (4, 3) and found["attention"].sum(1) == pytest.approx([1, 1, 1, 1], abs=1e-5)
+    assert found["attention"].shape == (4, 3)
+    assert found["attention"].sum(1) == pytest.approx([1, 1, 1, 1], abs=1e-5)
     assert model.gpt.config._attn_implementation == "sdpa"
     assert generate(model, embedding, entry_length=6) == before
     # A later word does not change what an earlier one attended to.

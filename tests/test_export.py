@@ -41,7 +41,9 @@ def test_ours_comes_back_through_export_with_the_same_logits(tmp_path, tiny_gpt2
     assert {"config.json", "model.safetensors", "README.md", "tokenizer"} == {path.name for path in (tmp_path / "out").iterdir()}
     again = HubCaptionModel.from_pretrained(tmp_path / "out")
     embedding = torch.randn(3, 32)
-    assert torch.equal(logits_of(again, embedding), logits_of(model, embedding)) and again.config == model.config and not again.training
+    assert torch.equal(logits_of(again, embedding), logits_of(model, embedding))
+    assert again.config == model.config
+    assert not again.training
     assert generate(again, embedding, entry_length=6) == generate(model, embedding, entry_length=6)
 
 
@@ -154,8 +156,11 @@ def test_describe_says_what_a_file_is(tmp_path, capsys):
         (tmp_path / f"{kind}.json").write_text(json.dumps({"model": {"n_head": facts.heads}}))
         assert main(["describe", str(tmp_path / f"{kind}.pt")]) == 0
         out = capsys.readouterr().out
-        assert words in out and f"prefix_length: {facts.length}" in out and f"n_embd {facts.width}" in out, kind
-        assert ("vision tower: " in out) == (kind == "clipxgpt") and ("base captioner: " in out) == (kind == "prompted")
+        assert words in out, kind
+        assert f"prefix_length: {facts.length}" in out, kind
+        assert f"n_embd {facts.width}" in out, kind
+        assert ("vision tower: " in out) == (kind == "clipxgpt")
+        assert ("base captioner: " in out) == (kind == "prompted")
 
 
 def test_mistakes_are_one_line(tmp_path, tiny_gpt2, capsys):
@@ -170,7 +175,8 @@ def test_mistakes_are_one_line(tmp_path, tiny_gpt2, capsys):
     for words in (["describe", "no.pt"], ["describe", str(tmp_path / "text.pt")], ["export", "no.pt", "out"], ["melt", "a"], []):
         with pytest.raises(SystemExit) as end:
             main(words)
-        assert end.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1, words
+        assert end.value.code == 2, words
+        assert len(capsys.readouterr().err.splitlines()) == 1, words
 
 
 def test_adapters_without_the_matrices_beneath_them_are_merged_into_the_model_of_that_name(tmp_path, tiny_gpt2):
@@ -183,7 +189,8 @@ def test_adapters_without_the_matrices_beneath_them_are_merged_into_the_model_of
     save_config(plain.config, {}, config_path(tmp_path / "run-000.pt"))
     loaded = load_checkpoint(tmp_path / "run-000.pt")
     expected = module.weight + (16 / 4 * b @ a).T
-    assert torch.allclose(loaded.gpt.transformer.h[1].attn.c_proj.weight, expected, atol=1e-5) and loaded.config.tune == "full"
+    assert torch.allclose(loaded.gpt.transformer.h[1].attn.c_proj.weight, expected, atol=1e-5)
+    assert loaded.config.tune == "full"
     torch.save({**state, adapter.format("A"): a, adapter.format("B"): torch.randn(63, 4)}, tmp_path / "run-000.pt")
     with pytest.raises(ValueError, match="c_proj.lora_A.default.weight and gpt.transformer.h.1.attn.c_proj.lora_B.default.weight change"):
         load_checkpoint(tmp_path / "run-000.pt")

@@ -31,7 +31,8 @@ def test_blank_captions_are_dropped_and_counted_and_an_image_left_without_one_to
     extract([Record(n, pictures[n], [{"caption": text}]) for n, text in captions], encoder, "some.pkl", source="here")
     features = load_features("some.pkl")
     assert [(c["caption"], c["clip_embedding"]) for c in features.captions] == [("One.", 0), ("Two.\n", 1)]
-    assert features.meta["blank_captions"] == 2 and features.meta["images_without_caption"] == 1
+    assert features.meta["blank_captions"] == 2
+    assert features.meta["images_without_caption"] == 1
 
 
 def test_one_id_for_two_pictures_is_refused():
@@ -86,7 +87,8 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped_or_starts_anew_when_
     def stopped_after(batches):
         with pytest.raises(SystemExit) as caught:
             extract(records, Stopping(encoder, batches), "resumed.pkl", **options)
-        assert caught.value.code == 130 and not Path("resumed.pkl").exists()
+        assert caught.value.code == 130
+        assert not Path("resumed.pkl").exists()
 
     def finished():
         counting = Stopping(encoder, 100)
@@ -102,7 +104,8 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped_or_starts_anew_when_
     assert finished() == 1, "three of four batches were kept"
     stopped_after(2)
     os.utime(pictures[0], ns=(1, 1))
-    assert finished() == 6 and "starting over" in capsys.readouterr().err
+    assert finished() == 6
+    assert "starting over" in capsys.readouterr().err
     stopped_after(3)
     damaged = sorted(Path("resumed.pkl.pieces").glob("*.npz"))[-1]
     damaged.write_bytes(damaged.read_bytes()[:100])
@@ -114,8 +117,10 @@ def test_a_name_without_suffix_makes_a_folder_of_the_same_features(pictures, enc
     for out in ("file.pkl", "folder", "folder"):  # the second time it is replaced
         extract(records, encoder, out, source="here")
     file, folder = load_features("file.pkl"), load_features("folder")
-    assert torch.equal(folder.clip_embedding[:], file.clip_embedding) and list(folder.captions) == file.captions
-    assert folder.meta == file.meta and not Path("folder.pieces").exists()
+    assert torch.equal(folder.clip_embedding[:], file.clip_embedding)
+    assert list(folder.captions) == file.captions
+    assert folder.meta == file.meta
+    assert not Path("folder.pieces").exists()
     Path("mine").mkdir()
     Path("mine/thesis.tex").touch()
     with pytest.raises(UserError, match="holds other things"):
@@ -145,8 +150,10 @@ def test_fast_decoding_is_written_down_and_changes_jpegs_only_and_does_not_mix_w
     extract(records, encoder, "plain.pkl", **options)
     extract(records, encoder, "fast.pkl", **options, fast_decode=True)
     plain, fast = load_features("plain.pkl"), load_features("fast.pkl")
-    assert fast.meta.pop("fast_decode") is True and fast.meta == plain.meta
-    assert torch.equal(fast.clip_embedding[2:], plain.clip_embedding[2:]) and not torch.equal(fast.clip_embedding, plain.clip_embedding)
+    assert fast.meta.pop("fast_decode") is True
+    assert fast.meta == plain.meta
+    assert torch.equal(fast.clip_embedding[2:], plain.clip_embedding[2:])
+    assert not torch.equal(fast.clip_embedding, plain.clip_embedding)
     assert (torch.cosine_similarity(fast.clip_embedding, plain.clip_embedding) > 0.98).all()
 
     with pytest.raises(SystemExit):

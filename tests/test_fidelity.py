@@ -169,7 +169,8 @@ def test_a_frozen_gpt2_keeps_every_bit_and_has_no_gradient(workdir, tiny_gpt2, k
         run_train(workdir, tiny_gpt2, kind, "--only_prefix", "--save_full")
     finally:
         hook.remove()
-    assert len(seen) == STEPS and all(seen)
+    assert len(seen) == STEPS
+    assert all(seen)
     assert constants == {(published.BETAS, published.EPS, 0.0)}
     before = GPT2LMHeadModel.from_pretrained(tiny_gpt2).state_dict()
     after = {name.removeprefix("gpt."): tensor for name, tensor in trained_weights(workdir / "out").items() if name.startswith("gpt.")}

@@ -48,7 +48,8 @@ def test_eighty_photographs_are_eighty_rows_and_four_hundred_captions(folder):
     from features.store import load_features
 
     features = load_features(folder / "mini.pkl")
-    assert features.clip_embedding.shape == (80, 512) and len(features.captions) == 400
+    assert features.clip_embedding.shape == (80, 512)
+    assert len(features.captions) == 400
     assert sorted(features.caption_rows.tolist()) == [row for row in range(80) for _ in range(5)]
     assert features.meta["encoder"] == "ViT-B/32"
 
@@ -56,7 +57,8 @@ def test_eighty_photographs_are_eighty_rows_and_four_hundred_captions(folder):
 @pytest.mark.parametrize("prefix", VARIANTS)
 def test_both_published_commands_learn(folder, prefix):
     losses = [json.loads(line)["loss"] for line in open(folder / f"out/{prefix}_metrics.jsonl")]
-    assert len(losses) == 5 and losses[-1] < losses[0]
+    assert len(losses) == 5
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("prefix", VARIANTS)
@@ -67,4 +69,5 @@ def test_three_photographs_are_captioned_each_way(folder, shared_data, monkeypat
     words = ["--decoding", decoding, "--entry_length", "12", "--out", "out.jsonl", "--device", "cpu"]
     assert predict.main(["-C", f"out/{prefix}-000.pt", *photographs, *words]) == 0
     lines = [json.loads(line) for line in open("out.jsonl")]
-    assert [line["file"] for line in lines] == photographs and all(line["score"] < 0 for line in lines)
+    assert [line["file"] for line in lines] == photographs
+    assert all(line["score"] < 0 for line in lines)

@@ -139,7 +139,9 @@ def test_help_comes_without_heavy_imports(script):
 def test_conda_environment_has_the_pinned_packages():
     environment = (ROOT / "environment.yml").read_text()
     assert pins(environment) == pins((ROOT / "requirements.txt").read_text())
-    assert "name: clip_prefix_caption" in environment and "python=3.11" in environment and "openjdk" in environment
+    assert "name: clip_prefix_caption" in environment
+    assert "python=3.11" in environment
+    assert "openjdk" in environment
 
 
 def test_nothing_here_shadows_an_installed_package():
@@ -151,7 +153,8 @@ def test_nothing_here_shadows_an_installed_package():
             continue
         assert module not in names
         spec = importlib.util.find_spec(module)
-        assert spec is not None and "site-packages" in str(spec.origin or list(spec.submodule_search_locations)), pin
+        assert spec is not None, pin
+        assert "site-packages" in str(spec.origin or list(spec.submodule_search_locations)), pin
 
 
 def test_no_file_holds_two_things():

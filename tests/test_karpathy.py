@@ -63,7 +63,8 @@ def test_train_and_restval_are_the_papers_training_set(tree):
 def test_each_split_has_its_own_images_and_file(split, name, ids, tree):
     assert parse("--split", *split) == 0
     features = load_features(OUT.format(name))
-    assert features.meta["split"] == name and [caption["image_id"] for caption in features.captions][::2] == ids
+    assert features.meta["split"] == name
+    assert [caption["image_id"] for caption in features.captions][::2] == ids
 
 
 def test_pictures_of_2017_serve_for_karpathys_names(tree):
@@ -71,7 +72,8 @@ def test_pictures_of_2017_serve_for_karpathys_names(tree):
         target = Path("data/coco/train2017") / path.name[-16:]
         target.parent.mkdir(exist_ok=True)
         path.rename(target)
-    assert parse() == 0 and load_features(OUT.format("train")).meta["images"] == 4
+    assert parse() == 0
+    assert load_features(OUT.format("train")).meta["images"] == 4
 
 
 def test_nocaps_keeps_the_domain_and_takes_no_coco_picture_of_the_same_number(tree, capsys):
@@ -88,7 +90,9 @@ def test_nocaps_keeps_the_domain_and_takes_no_coco_picture_of_the_same_number(tr
     features = load_features("data/nocaps/oscar_split_ViT-B_32_val.pkl")
     assert [caption["domain"] for caption in features.captions] == [
         "in-domain", "in-domain", "near-domain", "near-domain", "out-domain", "out-domain"]  # fmt: skip
-    assert features.captions[2]["image_id"] == 501 and features.meta["split"] == "val" and torch.isfinite(features.clip_embedding).all()
+    assert features.captions[2]["image_id"] == 501
+    assert features.meta["split"] == "val"
+    assert torch.isfinite(features.clip_embedding).all()
     write_json("data/nocaps/nocaps_test_image_info.json", {"images": images[:2], "annotations": []})
     assert "lists 2 images and no caption" in error_line(capsys, ["--annotations", "data/nocaps/nocaps_test_image_info.json"])
 

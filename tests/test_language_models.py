@@ -94,7 +94,8 @@ def test_the_probe_looks_as_far_as_rows_are_long(language_models):
     assert takes_packed_rows(model, short, 40, print)
     said = []
     assert not takes_packed_rows(model, caption_data(model), 40, said.append)
-    assert "GPTNeoForCausalLM does not take packed rows" in said[0] and "one caption per row" in said[0]
+    assert "GPTNeoForCausalLM does not take packed rows" in said[0]
+    assert "one caption per row" in said[0]
 
 
 @pytest.mark.parametrize("family", (*PACKED, *UNPACKED))
@@ -214,4 +215,5 @@ def test_code_in_a_folder_is_never_run_whatever_is_answered(workdir, language_mo
 def test_missing_weights_name_their_address(workdir, name, address):
     with pytest.raises(UserError) as missing:
         load_language_model(name)
-    assert address in str(missing.value) and f"data/weights/{name}/" in str(missing.value)
+    assert address in str(missing.value)
+    assert f"data/weights/{name}/" in str(missing.value)

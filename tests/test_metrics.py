@@ -55,14 +55,16 @@ def test_bleu_by_hand_two_images_and_clipped_counts():
 def test_cider_by_hand_captions_that_are_their_references():
     # Every n-gram occurs in one image of two: weight log 2. All four cosines are 1, their mean is 1, times 10.
     found = metrics.score_cider(["a b c d", "e f g h"], [["a b c d"], ["e f g h"]])
-    assert found.per_image.tolist() == pytest.approx([10, 10]) and found.value == pytest.approx(10)
+    assert found.per_image.tolist() == pytest.approx([10, 10])
+    assert found.value == pytest.approx(10)
 
 
 def test_cider_by_hand_half_the_words_and_a_second_reference():
     # Image 1, first reference: words (a, b) and (a, c), weight L each: cosine L² / (√2 L · √2 L) = 1/2; no pair matches: mean 1/8.
     # Second reference: nothing matches: 0. Mean of both times 10: 0.625. Image 2: the one word matches, there are no pairs: 10 / 4.
     found = metrics.score_cider(["a b", "e"], [["a c", "f g"], ["e"]])
-    assert found.per_image.tolist() == pytest.approx([0.625, 2.5]) and found.value == pytest.approx(1.5625)
+    assert found.per_image.tolist() == pytest.approx([0.625, 2.5])
+    assert found.value == pytest.approx(1.5625)
 
 
 def test_cider_by_hand_too_short_and_a_word_of_every_image():
@@ -77,7 +79,8 @@ def test_cider_by_hand_too_short_and_a_word_of_every_image():
 def test_predictions_equal_to_a_reference_score_as_the_metrics_define():
     references = [["a man rides a wave", "someone surfs"], ["two dogs play in a park"], ["a cat"]]
     found = score([several[0] for several in references], references, ["bleu", "rouge"])
-    assert found["ROUGE-L"].value == 1 and all(found[f"BLEU-{n}"].value == pytest.approx(1, abs=1e-6) for n in (1, 2, 3, 4))
+    assert found["ROUGE-L"].value == 1
+    assert all(found[f"BLEU-{n}"].value == pytest.approx(1, abs=1e-6) for n in (1, 2, 3, 4))
     nothing = score(["x y z"] * 3, references, ["bleu", "rouge", "cider"])
     assert all(metric.value == pytest.approx(0, abs=1e-3) for metric in nothing.values())
 
@@ -147,7 +150,8 @@ def scored(request, shared_data):
 @needs_java
 def test_every_metric_equals_pycocoevalcaps_on_real_and_odd_captions(scored):
     candidates, references, meteor, words, truth, found = scored
-    assert "" in words and any("|" in one for one in words)
+    assert "" in words
+    assert any("|" in one for one in words)
     assert_equal_to_theirs(found, theirs(candidates, references, meteor))
 
 
@@ -189,7 +193,8 @@ def test_meteors_java_ends_with_the_scoring_even_when_it_breaks(monkeypatch):
     monkeypatch.setattr("pycocoevalcap.meteor.meteor.METEOR_JAR", "no such file.jar")
     with pytest.raises(UserError, match="METEOR.*Unable to access jarfile"):
         score(["a cat"], [["a dog"]], ["meteor"])
-    assert len(started) == 1 and started[0].poll() is not None
+    assert len(started) == 1
+    assert started[0].poll() is not None
 
 
 def test_java_counts_in_english_whatever_the_users_locale(monkeypatch):
@@ -224,7 +229,8 @@ def test_without_java_words_are_told_apart_plainly_and_meteor_is_left_out(monkey
     monkeypatch.setenv("PATH", "/nowhere")
     said = []
     assert metrics.usable_metrics(["bleu", "meteor", "cider"], said.append) == ["bleu", "cider"]
-    assert len(said) == 1 and re.search("apt-get install .*conda install", said[0])
+    assert len(said) == 1
+    assert re.search("apt-get install .*conda install", said[0])
     assert tokens.tokenize(["A man's T-shirt, (red) & 3.5 m.", ""]) == ["a man's t-shirt red & 3.5 m", ""]
     with pytest.raises(UserError, match="no Java"):
         metrics.usable_metrics(["meteor"], said.append)
@@ -251,7 +257,9 @@ def test_spider_is_the_mean_of_spice_and_cider(monkeypatch):
     cider = found["CIDEr"].per_image
     assert found["SPIDEr"].per_image.tolist() == pytest.approx([(0.25 + cider[0]) / 2, (0.75 + cider[1]) / 2])
     alone = metrics.score_subset(found, captions, [1])
-    assert alone["CIDEr"].value == 0 and alone["SPICE"].value == 0.75 and alone["SPIDEr"].value == 0.375
+    assert alone["CIDEr"].value == 0
+    assert alone["SPICE"].value == 0.75
+    assert alone["SPIDEr"].value == 0.375
 
 
 def test_a_metric_is_one_entry_that_options_and_scores_follow(monkeypatch):
@@ -270,4 +278,5 @@ def test_a_metric_is_one_entry_that_options_and_scores_follow(monkeypatch):
 
 def test_choices_of_the_histogram_are_those_published():
     assert list(metrics.HISTOGRAMS) == ["bleu1", "bleu2", "bleu3", "bleu4", "rouge", "cider"]
-    assert metrics.HISTOGRAMS["bleu4"] == ("bleu", "BLEU-4") and metrics.HISTOGRAMS["rouge"] == ("rouge", "ROUGE-L")
+    assert metrics.HISTOGRAMS["bleu4"] == ("bleu", "BLEU-4")
+    assert metrics.HISTOGRAMS["rouge"] == ("rouge", "ROUGE-L")

@@ -90,9 +90,12 @@ def check_outputs(notebook, model, embeddings, pictures, grid=slice(None)):
     greedy = generate(model, embeddings[:1], decoding="greedy")[0][0][0]
     beams, scores = zip(*generate(model, embeddings[:1], beam_size=5, num_captions=5)[0])
     best = [captions[0][0] for captions in generate(model, embeddings[grid], beam_size=5)]
-    assert len(set(beams)) == 5 and beams[0].strip() and len(best) > 1
+    assert len(set(beams)) == 5
+    assert beams[0].strip()
+    assert len(best) > 1
     text = captioned[0]
-    assert text.startswith(f"greedy: {greedy}\n") and text.count("beam: ") == 5
+    assert text.startswith(f"greedy: {greedy}\n")
+    assert text.count("beam: ") == 5
     places = [text.index(f"beam: {caption}  (") for caption in beams]
     assert places == sorted(places)
     assert [float(score) for score in re.findall(r"  \((-\d+\.\d{3})\)$", text, re.MULTILINE)] == pytest.approx(scores, abs=2e-3)
@@ -235,7 +238,8 @@ def test_the_names_files_and_options_in_a_notebook_exist(stem):
 
     notebook = read_notebook(stem)
     names = re.findall(r'^NAME = "(\w+)"', "\n".join(code_of(notebook)), re.MULTILINE)
-    assert len(names) == (stem != SOUNDS) and set(names) <= set(WEIGHTS)
+    assert len(names) == (stem != SOUNDS)
+    assert set(names) <= set(WEIGHTS)
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert set(re.findall(r'"(\w+)" and the same pictures', text)) <= set(WEIGHTS)
     for name in re.findall(r"[\w/]+\.(?:ipynb|md)\b|\b\w+\.py\b", text):
@@ -260,7 +264,10 @@ def test_outside_a_clone_the_install_cell_asks_for_the_address_and_with_it_clone
     here = tmp_path / "here"
     here.mkdir()
     done = run_install(source, here)
-    assert done.returncode == 1 and "set REPOSITORY" in done.stderr and "Traceback" not in done.stderr and not any(here.iterdir())
+    assert done.returncode == 1
+    assert "set REPOSITORY" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any(here.iterdir())
 
     origin = tmp_path / "origin"
     (origin / "models").mkdir(parents=True)
@@ -273,5 +280,6 @@ def test_outside_a_clone_the_install_cell_asks_for_the_address_and_with_it_clone
     clone = (here / "prefixcap").resolve()
     assert run_install(source, here).stdout == f"{clone} {clone}\n"
     (clone / "mine").write_text("")
-    assert run_install(source, here).stdout == f"{clone} {clone}\n" and (clone / "mine").exists()
+    assert run_install(source, here).stdout == f"{clone} {clone}\n"
+    assert (clone / "mine").exists()
     assert run_install(source, clone / "models").stdout == f"{clone} {clone}\n"

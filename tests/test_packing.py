@@ -133,10 +133,12 @@ def test_rows_of_a_fixed_length_hold_every_caption_whole(lengths, captions_an_im
     held, slots = batch.block_ids.shape
     assert (batch.block_ids > 0).sum() == blocks.sum()
     if packed:
-        assert slots % row_slots == 0 and slots - row_slots < blocks.max() <= slots
+        assert slots % row_slots == 0
+        assert slots - row_slots < blocks.max() <= slots
         assert held <= 1 + 2 * blocks.sum() // slots, "two rows that are less than half full would have been one"
     else:
-        assert held == len(lengths) and slots % 16 == 0
+        assert held == len(lengths)
+        assert slots % 16 == 0
 
 
 def test_rows_of_a_fixed_length_come_in_few_shapes():

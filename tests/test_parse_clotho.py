@@ -73,9 +73,11 @@ def error_line(capsys, *words):
 def test_the_published_command_line_then_train_then_predict(tree, tiny_gpt2, capsys):
     run(*shlex.split(COMMAND)[2:])
     said = capsys.readouterr().out
-    assert f"next: python train.py --data {OUT} --out_dir ./clotho_train/" in said and "4 sounds, 20 captions" in said
+    assert f"next: python train.py --data {OUT} --out_dir ./clotho_train/" in said
+    assert "4 sounds, 20 captions" in said
     features = load_features(OUT)
-    assert features.clip_embedding.shape == (4, 512) and features.clip_embedding.isfinite().all()
+    assert features.clip_embedding.shape == (4, 512)
+    assert features.clip_embedding.isfinite().all()
     assert [caption["image_id"] for caption in features.captions[::5]] == list(CLIPS)
     texts = [caption["caption"] for caption in features.captions]
     assert texts == [text for name in NAMED for text in captions_of(name)]
@@ -83,7 +85,8 @@ def test_the_published_command_line_then_train_then_predict(tree, tiny_gpt2, cap
         "sample_rate": 44100, "spectrogram": "mel", "n_fft": 2560, "hop_length": 694, "n_mels": 128, "fmin": 20, "fmax": 22050,
         "decibels": 80, "windows": 0,
     }  # fmt: skip
-    assert features.meta["audio"]["windows"] == {"columns": 128, "hop": 64} and features.meta["split"] == "train"
+    assert features.meta["audio"]["windows"] == {"columns": 128, "hop": 64}
+    assert features.meta["split"] == "train"
 
     words = f"--data {OUT} --out_dir clotho_train --gpt2_type {tiny_gpt2} --device cpu --epochs 1 --bs 4 --warmup_steps 1 --lr 1e-3"
     assert train.main([*words.split(), "--prefix_length", "4"]) == 0
@@ -130,7 +133,8 @@ def test_a_checkpoint_of_pictures_refuses_sounds_and_stands_not_beside_one_of_so
 def test_the_published_recipe_has_the_published_picture_and_one_caption(tree):
     run("--spectrogram", "published", "--captions", "first")
     features = load_features(OUT)
-    assert len(features.captions) == 4 and features.meta["audio"]["windows"] is None
+    assert len(features.captions) == 4
+    assert features.meta["audio"]["windows"] is None
     encoder = load_encoder("ViT-B/32")
     for name, row in zip(CLIPS, features.clip_embedding):
         picture = Image.fromarray(published_step_by_step(f"data/development/{name}"))
@@ -157,7 +161,8 @@ def test_captions_in_latin_1_and_files_in_another_format_are_found(tree):
     write_csv("data/clotho_captions_validation.csv", rows, encoding="cp1252")
     run("--captions_path", "data/clotho_captions_validation.csv", "--audio_path", "data/validation")
     features = load_features("data/clotho/oscar_split_ViT-B_32_val.pkl")
-    assert features.captions[0]["caption"] == "A d\u00e9j\u00e0 vu\u2019s sound." and features.captions[0]["image_id"] == rows[0][0]
+    assert features.captions[0]["caption"] == "A d\u00e9j\u00e0 vu\u2019s sound."
+    assert features.captions[0]["image_id"] == rows[0][0]
     assert len(features.clip_embedding) == 2
 
 
@@ -196,7 +201,8 @@ def test_mistakes_are_one_line(tree, capsys):
         (["--spectrogram", "waveform"], "ViT-B/32 takes pictures: --spectrogram waveform is not for it"),
     ):
         line = error_line(capsys, *words)
-        assert line.startswith("parse_clotho.py: error: ") and said in line, line
+        assert line.startswith("parse_clotho.py: error: "), line
+        assert said in line, line
     assert not list(Path("data").glob("clotho/*"))
 
 
@@ -204,7 +210,8 @@ def test_clap_hears_the_waveform_and_the_same_trainer_learns_from_it(tree, tiny_
     tiny_towers.save_clap("clap")
     run("--clip_model_type", "clap:clap", "--audio_path", "data/development", "--out", "clap.pkl")
     features, encoder = load_features("clap.pkl"), load_encoder("clap:clap")
-    assert features.meta["audio"]["spectrogram"] == "waveform" and features.width == encoder.width
+    assert features.meta["audio"]["spectrogram"] == "waveform"
+    assert features.width == encoder.width
     samples = read_sound("data/development/door.wav", encoder.preprocessing["sample_rate"])
     row = next(caption["clip_embedding"] for caption in features.captions if caption["file_name"] == "door.wav")
     assert torch.allclose(features.clip_embedding[row], encoder.encode(encoder.preprocess(samples)[None])[0], atol=1e-5)

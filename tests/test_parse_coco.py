@@ -63,7 +63,8 @@ def test_the_published_command_writes_one_row_an_image_and_every_caption(tree, c
     assert parse_coco.main(["--clip_model_type", "ViT-B/32"]) == 0
     with open(PUBLISHED_OUT, "rb") as file:
         content = pickle.load(file)  # as the published train.py reads it
-    assert content["clip_embedding"].shape == (7, 512) and content["clip_embedding"].dtype == torch.float32
+    assert content["clip_embedding"].shape == (7, 512)
+    assert content["clip_embedding"].dtype == torch.float32
     assert [caption["clip_embedding"] for caption in content["captions"]] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
     first, last = content["captions"][0], content["captions"][-1]
     assert (first["image_id"], first["caption"], first["id"]) == ("318556", tiny.CAPTIONS[0], "48")
@@ -71,10 +72,14 @@ def test_the_published_command_writes_one_row_an_image_and_every_caption(tree, c
     for row, path in ((0, "train2014/COCO_train2014_000000318556.jpg"), (6, "val2014/COCO_val2014_000000318562.jpg")):
         assert torch.allclose(content["clip_embedding"][row], expected_embedding(f"data/coco/{path}"), atol=1e-5)
     meta = load_features(PUBLISHED_OUT).meta
-    assert meta["encoder"] == "ViT-B/32" and (meta["images"], meta["captions"], meta["skipped"], meta["width"]) == (7, 14, 0, 512)
-    assert meta["normalized"] is False and meta["split"] == "train" and meta["preprocessing"]["image_size"] == 64
+    assert meta["encoder"] == "ViT-B/32"
+    assert (meta["images"], meta["captions"], meta["skipped"], meta["width"]) == (7, 14, 0, 512)
+    assert meta["normalized"] is False
+    assert meta["split"] == "train"
+    assert meta["preprocessing"]["image_size"] == 64
     told = capsys.readouterr().out
-    assert f"7 images, 14 captions -> {PUBLISHED_OUT} (512 wide" in told and f"python train.py --data {PUBLISHED_OUT}" in told
+    assert f"7 images, 14 captions -> {PUBLISHED_OUT} (512 wide" in told
+    assert f"python train.py --data {PUBLISHED_OUT}" in told
     assert not [name for name in files() if "pieces" in name or "skipped" in name or name.endswith(".tmp")]
 
 
@@ -92,7 +97,8 @@ def test_cocos_own_json_is_read_under_2017_and_2014_names(tree):
         write_json("captions_val2017.json", {"info": {}, "licenses": [], "images": images, "annotations": annotations})
         assert parse_coco.main(["--annotations", "captions_val2017.json", "--images", *folders]) == 0
         features = load_features("data/coco/oscar_split_ViT-B_32_val.pkl")
-        assert features.clip_embedding.shape == (5, 512) and features.meta["split"] == "val"
+        assert features.clip_embedding.shape == (5, 512)
+        assert features.meta["split"] == "val"
         assert [caption["image_id"] for caption in features.captions[::2]] == list(range(318556, 318561))
         for row in (0, 4):
             expected = expected_embedding(f"data/coco/train2014/COCO_train2014_{318556 + row:012d}.jpg")
@@ -120,7 +126,8 @@ def test_other_encoders_name_their_file_as_published(name, width, tree):
         tiny.save_clip("data/weights/RN50x4.pt" if name == "RN50x4" else name, width, "resnet")
     assert parse_coco.main(["--clip_model_type", name]) == 0
     features = load_features(f"data/coco/oscar_split_{Path(name).stem}_train.pkl")
-    assert features.width == width and features.meta["encoder"] == name
+    assert features.width == width
+    assert features.meta["encoder"] == name
 
 
 def test_bytes_do_not_depend_on_workers_and_embeddings_hardly_on_batch_size(tree):
@@ -147,7 +154,9 @@ def test_a_picture_that_cannot_be_read_is_skipped_counted_and_listed(tree, capsy
     Path("data/coco/train2014/COCO_train2014_000000318559.jpg").unlink()
     assert parse_coco.main([]) == 0
     features = load_features(PUBLISHED_OUT)
-    assert features.clip_embedding.shape == (5, 512) and len(features.captions) == 10 and features.meta["skipped"] == 2
+    assert features.clip_embedding.shape == (5, 512)
+    assert len(features.captions) == 10
+    assert features.meta["skipped"] == 2
     assert {caption["image_id"] for caption in features.captions} == {"318556", "318558", "318560", "318561", "318562"}
     assert torch.allclose(features.clip_embedding[4], expected_embedding("data/coco/val2014/COCO_val2014_000000318562.jpg"), atol=1e-5)
     listed = Path(f"{PUBLISHED_OUT}.skipped.csv")
@@ -169,8 +178,10 @@ def test_too_many_unreadable_pictures_stop_the_job(tree, capsys):
     for number in (1, 2):
         Path(f"data/coco/train2014/COCO_train2014_{318556 + number:012d}.jpg").write_text("not a picture")
     line = error_line(capsys, ["--max_skipped", "1", "--batch_size", "2", "--num_workers", "0"])
-    assert "at most 1 may be skipped" in line and "not a picture" in line
-    assert not PUBLISHED_OUT.exists() and Path(f"{PUBLISHED_OUT}.skipped.csv").exists()
+    assert "at most 1 may be skipped" in line
+    assert "not a picture" in line
+    assert not PUBLISHED_OUT.exists()
+    assert Path(f"{PUBLISHED_OUT}.skipped.csv").exists()
     for path in Path("data/coco").glob("*2014/*.jpg"):
         path.write_text("not a picture")
     assert "7 of 7 images could not be read" in error_line(capsys, [])
@@ -245,7 +256,8 @@ def test_help_takes_less_than_a_second(root):
         shown = subprocess.run([sys.executable, "parse_coco.py", "--help"], cwd=root, capture_output=True, text=True, check=True).stdout
         seconds.append(time.monotonic() - start)
     assert min(seconds) < 1
-    assert "--annotations" in shown and "--max_skipped" in shown
+    assert "--annotations" in shown
+    assert "--max_skipped" in shown
     heavy = "import sys, parse_coco; print([name for name in ('torch', 'clip', 'timm', 'skimage', 'tqdm') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", heavy], cwd=root, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
@@ -254,7 +266,9 @@ def test_eighty_photographs_of_coco_2017_give_eighty_rows_and_four_hundred_capti
     coco = shared_data / "coco_mini"
     assert parse_coco.main(["--annotations", str(coco / "captions_train2017.json"), "--images", str(coco)]) == 0
     features = load_features(PUBLISHED_OUT)
-    assert features.clip_embedding.shape == (80, 512) and len(features.captions) == 400 and features.meta["skipped"] == 0
+    assert features.clip_embedding.shape == (80, 512)
+    assert len(features.captions) == 400
+    assert features.meta["skipped"] == 0
     caption = features.captions[-1]
     expected = expected_embedding(coco / "train2017" / caption["file_name"])
     assert torch.allclose(features.clip_embedding[caption["clip_embedding"]], expected, atol=1e-5)

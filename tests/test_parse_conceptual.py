@@ -88,7 +88,9 @@ def test_two_splits_in_a_row_keep_captions_with_their_images(order, tree, capsys
     write_shard("data/conceptual/val/00000.tar", range(3, 6))
     assert parse_conceptual.main(["--clip_model_type", "ViT-B/32", "--num_threads", "0", "--split", *order]) == 0
     features = check_rows(OUT.format("train"), range(8))
-    assert features.meta["split"] == "train" and features.meta["skipped"] == 0 and features.captions[0]["image_id"] == "000000000"
+    assert features.meta["split"] == "train"
+    assert features.meta["skipped"] == 0
+    assert features.captions[0]["image_id"] == "000000000"
     assert check_rows(OUT.format("val"), range(3, 6)).meta["images"] == 3, "the val pass starts anew"
     assert "python train.py --data data/conceptual/conceptual_clip_ViT-B_32_train.pkl" in capsys.readouterr().out
     assert not [path for path in Path(".").rglob("*") if path.suffix in (".shards", ".pieces", ".tmp")]
@@ -108,8 +110,11 @@ def test_a_broken_tar_in_the_middle_is_listed_and_the_rest_is_read(tree, capsys)
     assert parse_conceptual.main(["--shards", "cc/{00000..00005}.tar", "--num_workers", "2"]) == 0
     features = check_rows(OUT.format("train"), [0, 1, 2, 3, 9, 10, 12, 13, 14])
     listed = {path: reason for _, path, reason in skipped(OUT.format("train"))}
-    assert "cut short" in listed["cc/00001.tar"] and "not a tar" in listed["cc/00002.tar"] and "header" in listed["cc/00003.tar"]
-    assert listed["cc/00005.tar"] == "no such file" and features.meta["skipped"] == len(skipped(OUT.format("train")))
+    assert "cut short" in listed["cc/00001.tar"]
+    assert "not a tar" in listed["cc/00002.tar"]
+    assert "header" in listed["cc/00003.tar"]
+    assert listed["cc/00005.tar"] == "no such file"
+    assert features.meta["skipped"] == len(skipped(OUT.format("train")))
     assert "cc/00002.tar: not a tar" in capsys.readouterr().err
 
 
@@ -129,8 +134,10 @@ def test_dead_and_broken_pictures_are_counted_and_listed(tree):
     features = check_rows(OUT.format("val"), [0, 3, 5])
     listed = {image_id: (path, reason) for image_id, path, reason in skipped(OUT.format("val"))}
     assert features.meta["skipped"] == 4 == len(listed)
-    assert "not a picture" in listed["000000001"][1] and listed["000000001"][0].startswith("cc/00000.tar, 13 bytes from ")
-    assert listed["000000002"][1] == "no picture beside its caption" and listed["000000004"][1] == "no caption"
+    assert "not a picture" in listed["000000001"][1]
+    assert listed["000000001"][0].startswith("cc/00000.tar, 13 bytes from ")
+    assert listed["000000002"][1] == "no picture beside its caption"
+    assert listed["000000004"][1] == "no caption"
     assert listed["000000009"] == ("http://a/9", "failed_to_download HTTP Error 404: Not Found")
 
 
@@ -139,7 +146,8 @@ def test_piped_shards_are_copied_once_and_a_failing_command_is_listed(tree):
     write_shard("far/2.tar", range(2, 4))
     assert parse_conceptual.main(["--shards", "pipe:cat far/{0..2}.tar 2>/dev/null", "--out", "o.pkl"]) == 0
     check_rows("o.pkl", range(4))
-    assert "could not be fetched" in skipped("o.pkl")[0][2] and skipped("o.pkl")[0][1] == "pipe:cat far/1.tar 2>/dev/null"
+    assert "could not be fetched" in skipped("o.pkl")[0][2]
+    assert skipped("o.pkl")[0][1] == "pipe:cat far/1.tar 2>/dev/null"
     assert not Path("o.pkl.shards").exists()
 
 
@@ -176,7 +184,8 @@ def test_the_published_layout_of_a_tsv_and_numbered_pictures(tree, capsys):
         "00000000", "00000001", "00000003", "00000005"]  # fmt: skip
     check_rows(OUT.format("val"), [8, 9])
     listed = skipped(OUT.format("train"))
-    assert ("00000002", "http://a/2.jpg", "no picture (a dead link)") in listed and len(listed) == 2
+    assert ("00000002", "http://a/2.jpg", "no picture (a dead link)") in listed
+    assert len(listed) == 2
     tiny.save_gpt2("gpt2", width=16, layers=1, heads=2)
     assert train.main(f"--data {OUT.format('train')} --out_dir o --gpt2_type gpt2 --epochs 1 --bs 2 --warmup_steps 2 --device cpu "
                       "--prefix_length 2".split()) == 0  # fmt: skip
@@ -247,7 +256,8 @@ def test_photographs_in_a_shard_give_the_rows_of_the_files(tree, shared_data):
     assert parse_conceptual.main(["--shards", "real.tar", "--out", "a.pkl"]) == 0
     assert parse_conceptual.main(["--tsv", "real.tsv", "--out", "b.pkl"]) == 0
     tar, files = load_features("a.pkl"), load_features("b.pkl")
-    assert torch.equal(tar.clip_embedding, files.clip_embedding) and tar.clip_embedding.shape == (6, 512)
+    assert torch.equal(tar.clip_embedding, files.clip_embedding)
+    assert tar.clip_embedding.shape == (6, 512)
     assert [caption["caption"] for caption in tar.captions] == [f"{path.name}." for path in photographs]
 
 

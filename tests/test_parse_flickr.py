@@ -45,7 +45,8 @@ def test_results_csv_is_split_by_image_and_its_malformed_row_is_read(tree, capsy
     every = [caption for split in SPLITS for caption in load_features(THIRTY.format(split)).captions]
     assert len(every) == 60
     texts = [caption["caption"] for caption in every if caption["image_id"] == "2199200615.jpg"]
-    assert texts[-1] == "A dog runs across the grass ." and len(texts) == 5
+    assert texts[-1] == "A dog runs across the grass ."
+    assert len(texts) == 5
     assert {caption["caption"] for caption in every} >= {"A bar | stays .", "Caption 0 of 1000092795 ."}
     assert load_features(THIRTY.format("val")).meta["split"] == "val"
     assert f"train.py --data {THIRTY.format('train')} --val_data {THIRTY.format('val')}" in capsys.readouterr().out
@@ -62,7 +63,8 @@ def test_the_draw_depends_on_the_seed_alone(tree):
         words = ["--annotations", "some.csv", "--images", "data/flickr30k/flickr30k_images", "--seed", seed, "--val_share", "40%"]
         assert parse_flickr.main([*words, "--test_share", "0", "--out", "x.pkl", "--num_workers", "0"]) == 0
         drawn.append(images_of("x_val.pkl"))
-        assert len(drawn[-1]) == 5 and not Path("x_test.pkl").exists()
+        assert len(drawn[-1]) == 5
+        assert not Path("x_test.pkl").exists()
     assert drawn[0] == drawn[1] != drawn[2]
 
 

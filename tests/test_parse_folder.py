@@ -138,7 +138,9 @@ def test_a_stopped_run_encodes_no_picture_again_in_either_file(photos, monkeypat
     monkeypatch.setattr(parse_folder, "load_encoder", lambda *_: stopping)
     with pytest.raises(SystemExit) as caught:
         parse_folder.main([*argv, "out.pkl"])
-    assert caught.value.code == 130 and Path("out_val.pkl").exists() and not Path("out.pkl").exists()
+    assert caught.value.code == 130
+    assert Path("out_val.pkl").exists()
+    assert not Path("out.pkl").exists()
     stopping.left = 100
     assert parse_folder.main([*argv, "out.pkl"]) == 0
     assert stopping.encoded == 10
@@ -214,7 +216,8 @@ def test_user_mistakes_end_in_one_line_and_leave_nothing(photos, capsys):
         assert message in error_line(capsys, ["photos"]), content
     for wrong in (["--val_share", "1"], ["--val_share", "-0.1"], ["--spectrogram", "x"]):
         error_line(capsys, ["photos", *wrong])
-    assert sorted(path.name for path in Path(".").iterdir()) == ["data", "photos"] and not list(Path("data").glob("*.pkl*"))
+    assert sorted(path.name for path in Path(".").iterdir()) == ["data", "photos"]
+    assert not list(Path("data").glob("*.pkl*"))
 
 
 @hypothesis.given(
@@ -227,8 +230,10 @@ def test_user_mistakes_end_in_one_line_and_leave_nothing(photos, capsys):
 def test_a_split_is_disjoint_complete_and_does_not_depend_on_order(ids, first, seed, shuffled):
     shares = {"train": first, "val": (1 - first) / 2, "test": (1 - first) / 2, "none": 0}
     splits = split_by_image(ids, shares, seed)
-    assert list(splits) == list(shares) and not splits["none"]
-    assert sum(len(part) for part in splits.values()) == len(ids) and set().union(*splits.values()) == set(ids)
+    assert list(splits) == list(shares)
+    assert not splits["none"]
+    assert sum(len(part) for part in splits.values()) == len(ids)
+    assert set().union(*splits.values()) == set(ids)
     assert all(splits[name] for name in ("train", "val", "test"))
     again = [*ids, ids[0]]
     shuffled.shuffle(again)

@@ -46,21 +46,25 @@ def test_the_published_lines_write_the_published_files_and_train(food, capsys):
     mapper = "--mapping_type transformer  --num_layers 8 --prefix_length 40 --prefix_length_clip 40".split()
     assert parse_food.main(["--clip_model_type", "ViT-B/32"]) == 0
     features = load_features("data/ViT-B_32_train.pkl")
-    assert features.clip_embedding.shape == (10, 512) and features.meta["split"] == "train" and features.meta["source"] == "data/food"
+    assert features.clip_embedding.shape == (10, 512)
+    assert features.meta["split"] == "train"
+    assert features.meta["source"] == "data/food"
     assert texts() == {str(number): [f"Dish {number}, with sauce."] for number in range(10)}
     assert not Path("data/ViT-B_32_val.pkl").exists()
     assert train.main(["--data", "./data/ViT-B_32_train.pkl", "--out_dir", "./coco_train/", *short]) == 0
     assert parse_food.main(["--clip_model_type", "RN50x4"]) == 0
     last = ["--only_prefix", "--data", "./data/RN50x4_train.pkl", "--out_dir", "./data_train/", *mapper, "--is_rn"]
     assert train.main([*last, *short]) == 0
-    assert Path("coco_train/coco_prefix-000.pt").is_file() and Path("data_train/coco_prefix-000.pt").is_file()
+    assert Path("coco_train/coco_prefix-000.pt").is_file()
+    assert Path("data_train/coco_prefix-000.pt").is_file()
 
 
 def test_train_size_is_a_share_of_the_images(food):
     write("data/food/archive/Captions.csv", CAPTIONS + CAPTIONS.removeprefix("Index,Captions\n"))
     assert parse_food.main(["--train_size", "0.3", "--data_path", "data/food/archive"]) == 0
     train_set, val_set = texts(), texts("data/ViT-B_32_val.pkl")
-    assert (len(train_set), len(val_set)) == (3, 7) and not set(train_set) & set(val_set)
+    assert (len(train_set), len(val_set)) == (3, 7)
+    assert not set(train_set) & set(val_set)
     assert all(len(captions) == 2 for captions in (*train_set.values(), *val_set.values()))
     parse_food.main(["--train_size", "0.3", "--seed", "1"])
     assert set(texts()) != set(train_set)
@@ -73,7 +77,8 @@ def test_captions_of_the_limit_and_longer_are_left_out_and_counted(food, capsys)
     assert texts() == {"0": ["x" * 239], "2": ["short"]}
     assert "2 captions of 240 characters or more left out" in capsys.readouterr().out
     assert parse_food.main(["--token_limit", "0"]) == 0
-    assert len(texts()) == 3 and len(texts()["2"]) == 2
+    assert len(texts()) == 3
+    assert len(texts()["2"]) == 2
 
 
 def test_an_index_is_a_number_or_a_name_with_or_without_a_suffix(food):

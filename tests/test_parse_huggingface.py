@@ -131,7 +131,8 @@ def test_a_stream_that_broke_off_goes_on_where_it_stopped(world, monkeypatch, ca
     with open("x.pkl.rows/rows.jsonl", "a") as file:
         file.write('[17, 4, ["half')
     assert parse_huggingface.main(argv) == 0
-    assert len(fetched) == 7 and rows_of("x.pkl")[0] == list(enumerate(CAPTIONS))
+    assert len(fetched) == 7
+    assert rows_of("x.pkl")[0] == list(enumerate(CAPTIONS))
 
 
 def test_sounds_are_handed_over_undecoded(world, monkeypatch):
@@ -152,7 +153,8 @@ def test_sounds_are_handed_over_undecoded(world, monkeypatch):
     for argv in (["sounds"], ["sounds.parquet", "--streaming", "--spectrogram", "published"]):
         assert parse_huggingface.main([*argv, "--num_workers", "0"]) == 0
         assert rows_of("data/sounds_ViT-B_32_train.pkl")[0] == [(0, "Rain."), (0, "Water."), (1, "A dog.")]
-    assert asked[:2] == [("mel", b"one"), ("mel", b"two")] and [how for how, _ in asked[2:]] == ["published"] * 2
+    assert asked[:2] == [("mel", b"one"), ("mel", b"two")]
+    assert [how for how, _ in asked[2:]] == ["published"] * 2
 
 
 def test_captions_may_be_texts_lists_or_dicts():
@@ -173,7 +175,8 @@ def test_a_hub_name_without_a_network_says_how_to_pass_a_folder(world, monkeypat
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(parse_huggingface, "hub_is_reachable", lambda address: probed.append(address))
     assert "the hub cannot be reached" in error_line(capsys, ["owner/name"])
-    assert probed == ["https://huggingface.co"] and os.environ["HF_HUB_OFFLINE"] == "1"
+    assert probed == ["https://huggingface.co"]
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
 def test_user_mistakes_end_in_one_line_and_leave_nothing(world, capsys):

@@ -25,7 +25,8 @@ def learn_and_caption(features, tiny_gpt2, thing, capsys):
     assert train.main(words) == 0
     assert predict.main(["-C", "out/coco_prefix-000.pt", thing, "--device", "cpu", "--entry_length", "4"]) == 0
     name, caption = capsys.readouterr().out.splitlines()[-2:]
-    assert name == thing and caption
+    assert name == thing
+    assert caption
 
 
 def test_patch_tokens_are_kept_and_read_by_the_transformer(workdir, tiny_gpt2, capsys):
@@ -36,7 +37,8 @@ def test_patch_tokens_are_kept_and_read_by_the_transformer(workdir, tiny_gpt2, c
     words = ["photos", "--val_share", "0", "--out", "tokens.pkl", "--pooling", "none", "--device", "cpu", "--batch_size", "2"]
     assert parse_folder.main(words) == 0
     features = load_features("tokens.pkl")
-    assert features.clip_embedding.shape == (3, 5, 64) and features.meta["pooling"] == "none"  # class token and 2 x 2 patches
+    assert features.clip_embedding.shape == (3, 5, 64)
+    assert features.meta["pooling"] == "none"  # class token and 2 x 2 patches
     encoder = load_encoder("ViT-B/32", pooling="none")
     expected = torch.stack([encoder.preprocess(workdir / f"photos/{number}.jpg") for number in range(3)])
     assert torch.allclose(features.clip_embedding, encoder.encode(expected), atol=1e-5)
@@ -61,7 +63,8 @@ def test_a_sounds_windows_are_kept_apart(workdir, tiny_gpt2, capsys):
     assert parse_clotho.main([*words, "mean.pkl"]) == 0
     apart, mean = load_features("apart.pkl").clip_embedding, load_features("mean.pkl").clip_embedding
     held = (apart != 0).any(-1).sum(1)
-    assert apart.shape == (3, held.max(), 512) and held[0] == 1 < held[2] < held[1]
+    assert apart.shape == (3, held.max(), 512)
+    assert held[0] == 1 < held[2] < held[1]
     assert torch.allclose(apart.sum(1) / held[:, None], mean, atol=1e-5)
     learn_and_caption("apart.pkl", tiny_gpt2, "sounds/1.wav", capsys)
 
@@ -77,4 +80,5 @@ def test_of_a_very_long_record_neighbouring_views_are_averaged():
     rows = encode_views(Encoder(), [long, short])
     assert rows.shape == (2, MOST_APART, 1)
     assert rows[0, :, 0].tolist() == [3.0 * number + 1 for number in range(MOST_APART)]
-    assert rows[1, :2, 0].tolist() == [1.0, 1.0] and not rows[1, 2:].any()
+    assert rows[1, :2, 0].tolist() == [1.0, 1.0]
+    assert not rows[1, 2:].any()

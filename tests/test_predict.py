@@ -55,7 +55,8 @@ TUNED, FROZEN = "out/tuned-002.pt", "out/frozen-002.pt"
 def test_one_picture_needs_nothing_but_the_checkpoint(here, capsys):
     run("--checkpoint", TUNED, "photos/photo 1.jpg")
     name, caption = capsys.readouterr().out.splitlines()
-    assert name == "photos/photo 1.jpg" and caption.strip()
+    assert name == "photos/photo 1.jpg"
+    assert caption.strip()
     run("-C", TUNED, "-I", "photos/photo 1.jpg")
     assert capsys.readouterr().out.splitlines() == [name, caption]
 
@@ -63,9 +64,11 @@ def test_one_picture_needs_nothing_but_the_checkpoint(here, capsys):
 def test_a_folder_gives_one_row_a_picture(here, capsys):
     run("-C", TUNED, "photos", "--out", "captions.csv", "--num_captions", 3)
     rows = list(csv.DictReader(open("captions.csv", encoding="utf-8")))
-    assert len(rows) == 18 and [row["rank"] for row in rows[:4]] == ["1", "2", "3", "1"]
+    assert len(rows) == 18
+    assert [row["rank"] for row in rows[:4]] == ["1", "2", "3", "1"]
     scores = [float(row["score"]) for row in rows[:3]]
-    assert scores == sorted(scores, reverse=True) and all(score < 0 for score in scores)
+    assert scores == sorted(scores, reverse=True)
+    assert all(score < 0 for score in scores)
     assert rows[0]["caption"] in capsys.readouterr().out
 
 
@@ -74,7 +77,8 @@ def test_the_coco_format_has_one_caption_an_image(here):
     tiny.save_picture(here / "coco/000000000139.jpg", 2)
     run("-C", TUNED, "coco", "--out", "results.json", "--num_captions", 2)
     results = json.load(open("results.json"))
-    assert [result["image_id"] for result in results] == [139, 391895] and set(results[0]) == {"image_id", "caption"}
+    assert [result["image_id"] for result in results] == [139, 391895]
+    assert set(results[0]) == {"image_id", "caption"}
 
 
 def test_a_feature_file_is_captioned_row_by_row_whatever_the_batch(here):
@@ -82,7 +86,8 @@ def test_a_feature_file_is_captioned_row_by_row_whatever_the_batch(here):
         run("-C", TUNED, "--data", "oscar_split_ViT-B_32_train.pkl", "--out", f"out{size}.jsonl", "--batch_size", size)
     lines = [open(f"out{size}.jsonl").read() for size in (1, 3, 32)]
     texts = [[json.loads(line)["caption"] for line in text.splitlines()] for text in lines]
-    assert texts[0] == texts[1] == texts[2] and len(texts[0]) == len(tiny.CAPTIONS)
+    assert texts[0] == texts[1] == texts[2]
+    assert len(texts[0]) == len(tiny.CAPTIONS)
     assert [json.loads(line)["image_id"] for line in lines[0].splitlines()] == [str(1000 + row) for row in range(len(tiny.CAPTIONS))]
 
 
@@ -100,7 +105,8 @@ def test_a_feature_folder_is_captioned_from_its_files_as_the_file_is(here, monke
     for out in ("fewer.pkl", "fewer"):
         run("-C", TUNED, "--data", out, "--out", "fewer.jsonl", "--batch_size", 2)
         found.append([json.loads(line) for line in open("fewer.jsonl", encoding="utf-8")])
-    assert found[0] == found[1] and len(found[0]) == len(tiny.CAPTIONS) - 1
+    assert found[0] == found[1]
+    assert len(found[0]) == len(tiny.CAPTIONS) - 1
     assert most[-4:] == [2, 2, 2, 1], "a batch at a time"
 
 
@@ -109,7 +115,8 @@ def test_sampling_does_not_depend_on_the_batch_size(here):
         words = ["--decoding", "sample", "--temperature", "2", "--seed", "3", "--num_captions", "2"]
         run("-C", TUNED, "--data", "oscar_split_ViT-B_32_train.pkl", "--out", f"sample{size}.csv", "--batch_size", size, *words)
     first, second = ([row["caption"] for row in csv.DictReader(open(f"sample{size}.csv"))] for size in (2, 8))
-    assert first == second and len(set(first)) > 8
+    assert first == second
+    assert len(set(first)) > 8
 
 
 def test_half_precision_gives_nearly_the_same_scores(here):
@@ -117,7 +124,8 @@ def test_half_precision_gives_nearly_the_same_scores(here):
         words = ["--decoding", "greedy", "--mixed_precision", precision, "--out", f"{precision}.csv"]
         run("-C", TUNED, "--data", "oscar_split_ViT-B_32_train.pkl", *words)
     fp32, bf16 = ([float(row["score"]) for row in csv.DictReader(open(f"{name}.csv"))] for name in ("no", "bf16"))
-    assert fp32 != bf16 and fp32 == pytest.approx(bf16, rel=0.05)
+    assert fp32 != bf16
+    assert fp32 == pytest.approx(bf16, rel=0.05)
 
 
 def test_two_checkpoints_stand_side_by_side(here, capsys):
@@ -125,7 +133,8 @@ def test_two_checkpoints_stand_side_by_side(here, capsys):
     heading = next(csv.reader(open("both.csv")))
     assert heading == ["image_id", "file", "rank", "tuned-002", "score tuned-002", "frozen-002", "score frozen-002"]
     out = capsys.readouterr().out
-    assert "  tuned-002: " in out and "  frozen-002: " in out
+    assert "  tuned-002: " in out
+    assert "  frozen-002: " in out
     assert Image.open("both.png").size[0] > 800
     run("-C", TUNED, "-C", FROZEN, "photos", "--out", "both.json", code=2)
 
@@ -152,7 +161,8 @@ def test_a_picture_that_cannot_be_read_is_skipped_and_named(here, capsys):
     assert len(list(csv.DictReader(open("mixed.csv")))) == 1
     assert "skipped mixed/bad.jpg" in capsys.readouterr().err
     run("-C", TUNED, "mixed", "--out", "workers.csv", "--num_workers", 2, "--batch_size", 1)
-    assert open("workers.csv").read() == open("mixed.csv").read() and "skipped mixed/bad.jpg" in capsys.readouterr().err
+    assert open("workers.csv").read() == open("mixed.csv").read()
+    assert "skipped mixed/bad.jpg" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words, message", [
@@ -186,7 +196,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(here, capsys, words, message):
     before = sorted(path.name for path in here.rglob("*"))
     run(*words, code=2)
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and message in lines[0] and lines[0].startswith("predict.py: error: ")
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert lines[0].startswith("predict.py: error: ")
     assert sorted(path.name for path in here.rglob("*")) == before
 
 
@@ -226,9 +238,12 @@ def test_encoders_that_skip_different_pictures_are_joined_by_picture(tmp_path):
     said = []
     encoders = [Picky("1.jpg"), Picky("3.jpg")]
     inputs = encode_files(paths, [tmp_path] * 5, [*encoders, encoders[0]], False, said.append, batch_size=2, num_workers=0)
-    assert inputs.ids == ["0.jpg", "2.jpg", "4.jpg"] and [path.name for path in inputs.paths] == inputs.ids
+    assert inputs.ids == ["0.jpg", "2.jpg", "4.jpg"]
+    assert [path.name for path in inputs.paths] == inputs.ids
     assert [embedding.flatten().tolist() for embedding in inputs.embeddings] == [[0, 2, 4]] * 3
-    assert len(said) == 2 and "1.jpg" in said[0] and "3.jpg" in said[1]
+    assert len(said) == 2
+    assert "1.jpg" in said[0]
+    assert "3.jpg" in said[1]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -247,7 +262,9 @@ def test_names_and_captions_that_a_terminal_cannot_show_are_escaped_and_cost_no_
         terminal.flush()
         assert f"wrote odd.{suffix}".encode() in terminal.buffer.getvalue()
         text = open(f"odd.{suffix}", encoding="utf-8").read()
-        assert "雨 …" in text and "雨😀.jpg" in text and "caf\\xe9.jpg" in text.replace("\\\\", "\\")
+        assert "雨 …" in text
+        assert "雨😀.jpg" in text
+        assert "caf\\xe9.jpg" in text.replace("\\\\", "\\")
 
 
 def test_ids_of_numpy_and_torch_and_half_emoji_are_written(here):

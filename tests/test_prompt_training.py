@@ -85,14 +85,16 @@ def test_the_loss_counts_the_captions_tokens_and_nothing_else(pairs, prompt, pac
 
 def test_a_space_at_the_prompts_end_belongs_to_the_captions_first_word():
     tokens, prompts = tokenize_prompted(["a cat."], ["I say "], [0], TOKENIZER)
-    assert TOKENIZER.decode(prompts[0]) == "I say" and tokens[0].tolist() == TOKENIZER.encode(" a cat.")
+    assert TOKENIZER.decode(prompts[0]) == "I say"
+    assert tokens[0].tolist() == TOKENIZER.encode(" a cat.")
     assert tokens.skip is None
 
 
 def test_what_differs_of_the_prompt_is_read_with_its_caption_and_not_predicted():
     texts = ["a cat.", " two"]  # before " two" the prompt's last space is a token of its own
     tokens, prompts = tokenize_prompted(texts, ["I say "], [0, 0], TOKENIZER)
-    assert TOKENIZER.decode(prompts[0]) == "I say" and tokens.skip.tolist() == [0, 1]
+    assert TOKENIZER.decode(prompts[0]) == "I say"
+    assert tokens.skip.tolist() == [0, 1]
     assert TOKENIZER.decode(tokens[1]) == "  two"
 
 
@@ -100,7 +102,9 @@ def test_long_captions_lose_their_end_and_a_prompt_without_room_is_named():
     from common import UserError
 
     tokens, prompts = tokenize_prompted(["A cat on a mat.", "A"], ["I say "], [0, 0], TOKENIZER, END, most_tokens=8)
-    assert len(prompts[0]) + len(tokens[0]) == 8 and tokens[0][-1] == END and tokens.cut == 1
+    assert len(prompts[0]) + len(tokens[0]) == 8
+    assert tokens[0][-1] == END
+    assert tokens.cut == 1
     with pytest.raises(UserError, match="leaves no room"):
         tokenize_prompted(["A"], ["I say " * 9], [0], TOKENIZER, END, most_tokens=8)
 
@@ -145,14 +149,16 @@ def test_base_captions_are_decoded_once_and_made_again_for_another_base(data, ti
     lines = [json.loads(line) for line in kept[0].read_text().splitlines()]
     base = load_checkpoint("out/base-003.pt")
     expected = [found[0][0].strip() for found in base_captioner.generate(base, load_features("train.pkl").clip_embedding, "greedy")]
-    assert len(kept) == 1 and [line["caption"] for line in lines] == expected
+    assert len(kept) == 1
+    assert [line["caption"] for line in lines] == expected
 
     calls, generate = [], base_captioner.generate
     monkeypatch.setattr(base_captioner, "generate", lambda *a, **k: calls.append(1) or generate(*a, **k))
     run(tiny_gpt2, *PROMPTED, "--max_steps", 2)
     assert not calls
     run(tiny_gpt2, "--prompt", PROMPT, "--base_checkpoint", "out/base-000.pt", "--max_steps", 1)
-    assert calls and len(list(data.glob("train.base-*.jsonl"))) == 2
+    assert calls
+    assert len(list(data.glob("train.base-*.jsonl"))) == 2
     kept[0].write_text("not json")
     run(tiny_gpt2, *PROMPTED, "--max_steps", 1, code=2)
 
@@ -170,7 +176,8 @@ def test_a_prompted_checkpoint_holds_its_base_and_follows_what_it_says(data, tin
     for path in [*data.glob("out/base*.pt"), *data.glob("out/base*.json")]:
         path.unlink()
     model = load_checkpoint("out/coco_prefix-001.pt")
-    assert model.config.prompt == PROMPT and model.config.base["prefix_length"] == P
+    assert model.config.prompt == PROMPT
+    assert model.config.base["prefix_length"] == P
     for name, tensor in base.state_dict().items():
         assert torch.equal(tensor, model.base_captioner.model.state_dict()[name]), name
     assert not any("base_captioner" in name for name in model.state_dict())
@@ -189,7 +196,9 @@ def test_a_prompted_checkpoint_holds_its_base_and_follows_what_it_says(data, tin
 def test_a_prompt_without_base_needs_no_base_model(data, tiny_gpt2):
     run(tiny_gpt2, "--prompt", "Say: ", "--epochs", 1, "--tune", "lora")
     model = load_checkpoint("out/coco_prefix-000.pt")
-    assert model.base_captioner is None and model.config.prompt == "Say: " and not list(data.glob("*.jsonl"))
+    assert model.base_captioner is None
+    assert model.config.prompt == "Say: "
+    assert not list(data.glob("*.jsonl"))
 
 
 def test_a_prompted_run_resumes_bit_by_bit(data, tiny_gpt2):
@@ -199,7 +208,8 @@ def test_a_prompted_run_resumes_bit_by_bit(data, tiny_gpt2):
         run(tiny_gpt2, *words, "--prefix", "halves")
     run(tiny_gpt2, *words, "--prefix", "halves", "--resume")
     one, two = (torch.load(f"out/{name}-001.pt", weights_only=True) for name in ("whole", "halves"))
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize("words, message", [
@@ -212,4 +222,5 @@ def test_a_mistake_is_one_line(data, tiny_gpt2, capsys, words, message):
     capsys.readouterr()
     run(tiny_gpt2, *words, code=2)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert len(lines) == 1 and message in lines[0]
+    assert len(lines) == 1
+    assert message in lines[0]

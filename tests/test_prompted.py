@@ -59,7 +59,8 @@ def test_prompts_of_different_lengths_in_a_batch_decode_as_each_alone():
             lengths.add(len(prompt))
             text = TOKENIZER.decode(tokens[:-1] if tokens[-1] == VOCABULARY - 1 else tokens)
             assert found[row] == [(text, pytest.approx(score, abs=1e-9))]
-    assert len(lengths) > 5 and differing >= 6
+    assert len(lengths) > 5
+    assert differing >= 6
 
 
 def test_sampling_with_prompts_does_not_depend_on_the_other_images():

@@ -34,9 +34,11 @@ def drive(workdir, monkeypatch):
 
 def test_a_name_is_downloaded_once_and_its_digest_kept(drive, workdir):
     path = find_published("coco")
-    assert path.read_bytes() == CONTENT and drive.asked == [WEIGHTS["coco"].drive_id]
+    assert path.read_bytes() == CONTENT
+    assert drive.asked == [WEIGHTS["coco"].drive_id]
     assert (workdir / path).with_name("coco_weights.pt.sha256").read_text().startswith(hashlib.sha256(CONTENT).hexdigest())
-    assert find_published("coco") == path and len(drive.asked) == 1
+    assert find_published("coco") == path
+    assert len(drive.asked) == 1
     assert sorted(file.name for file in path.parent.iterdir()) == ["coco_weights.pt", "coco_weights.pt.sha256"]
 
 
@@ -51,7 +53,8 @@ def test_a_file_put_there_by_hand_is_taken_and_watched_from_then_on(drive):
     path = published.weights_folder() / "flickr_small_weights.pt"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"by hand")
-    assert find_published("flickr_small") == path and not drive.asked
+    assert find_published("flickr_small") == path
+    assert not drive.asked
     path.write_bytes(b"changed")
     with pytest.raises(UserError, match="not the file it was"):
         find_published("flickr_small")
@@ -84,7 +87,9 @@ def test_without_a_network_one_message_says_what_to_fetch_and_where_to_put_it(wo
     with pytest.raises(UserError) as error:
         find_published(name)
     message = str(error.value)
-    assert WEIGHTS[name].drive_id in message and f"data/weights/{name}_weights.pt" in message and "\n" not in message
+    assert WEIGHTS[name].drive_id in message
+    assert f"data/weights/{name}_weights.pt" in message
+    assert "\n" not in message
     assert not (workdir / "data").exists()
 
 

@@ -122,7 +122,8 @@ def test_a_recipe_runs_to_its_end(bash, tree, name):
     trained, scored = (words for words, _ in bash.commands[-2:])
     assert (scored[scored.index("--data") + 1] in trained) == (name == "food"), "only food has no third part"
     scores = scores_of(tree, name)["scores"]
-    assert {"BLEU-4", "ROUGE-L", "CIDEr"} <= set(scores) and all(0 <= scores[name] < 100 for name in scores)
+    assert {"BLEU-4", "ROUGE-L", "CIDEr"} <= set(scores)
+    assert all(0 <= scores[name] < 100 for name in scores)
     config = json.loads((tree / f"checkpoints/smoke_{name}/coco_prefix.json").read_text())["model"]
     expected = {
         "coco_mlp": {"mapping_type": "mlp", "tune": "full", "prefix_length": 10, "encoder": "ViT-B/32"},
@@ -158,10 +159,13 @@ def test_a_recipe_stops_at_a_problem_or_a_failing_command(bash, monkeypatch):
 @pytest.mark.parametrize("recipe", RECIPES, ids=NAMES)
 def test_a_recipe_says_what_it_is(recipe):
     text = recipe.read_text(encoding="utf-8")
-    assert os.access(recipe, os.X_OK) and text.startswith("#!/usr/bin/env bash\n") and "\nset -euo pipefail\n" in text
+    assert os.access(recipe, os.X_OK)
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert "\nset -euo pipefail\n" in text
     for heading in ("Goal", "Hardware", "Data", "Published", "Ours", "Otherwise"):
         assert re.search(rf"^# {heading} +\S", text, re.MULTILINE), heading
-    assert f"bash recipes/{recipe.name} " in text and "RECIPE_SMOKE" in text
+    assert f"bash recipes/{recipe.name} " in text
+    assert "RECIPE_SMOKE" in text
     assert all(len(line) <= 140 for line in text.splitlines())
     assert f"`{recipe.name}`" in (ROOT / "recipes/README.md").read_text(encoding="utf-8")
 

@@ -99,7 +99,9 @@ def test_sizes_and_forms_are_told_from_the_shapes(tmp_path, languages):
     assert (config.mapping_type, config.prefix_length, config.clip_length, config.num_layers, config.clip_width) == (
         "transformer", facts.length, facts.clip_length, facts.layers, facts.clip_width)  # fmt: skip
     assert config.normalize_prefix == (facts.clip_width == 640)
-    assert config.gpt_config["n_layer"] == facts.gpt_layers and config.gpt_config["n_embd"] == facts.width and config.stop_token == "."
+    assert config.gpt_config["n_layer"] == facts.gpt_layers
+    assert config.gpt_config["n_embd"] == facts.width
+    assert config.stop_token == "."
 
 
 def wrap(state, prefix, inner="", container=None):
@@ -155,7 +157,8 @@ def test_a_key_removed_added_or_reshaped_is_refused_and_named(tmp_path, language
         torch.save(changed, tmp_path / "changed.pt")
         with pytest.raises(UserError) as caught:
             load_checkpoint(tmp_path / "changed.pt", gpt2_type=str(folders[facts.width]))
-        assert key in str(caught.value) and "\n" not in str(caught.value), key
+        assert key in str(caught.value), key
+        assert "\n" not in str(caught.value), key
 
     optional = {name for name in kept if name.endswith("lm_head.weight")}  # GPT-2's is the token table again
     for key in kept:
@@ -178,7 +181,9 @@ def test_a_width_whose_heads_are_unknown_is_asked_for(tmp_path, languages):
     told = {"n_head": facts.heads, "gpt2_type": str(folders[facts.width]), "stop_token": None, "encoder": "ViT-B/32"}
     (tmp_path / "mine.json").write_text(json.dumps({"model": told}))
     model = load_checkpoint(tmp_path / "mine.pt")
-    assert model.gpt.config.n_head == facts.heads and model.config.stop_token is None and model.config.encoder == "ViT-B/32"
+    assert model.gpt.config.n_head == facts.heads
+    assert model.config.stop_token is None
+    assert model.config.encoder == "ViT-B/32"
     told["warp"] = 9
     (tmp_path / "mine.json").write_text(json.dumps({"model": told}))
     with pytest.raises(UserError, match="warp"):

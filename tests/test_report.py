@@ -67,7 +67,8 @@ def test_the_page_shows_the_run_and_escapes_it(run_folder, capsys):
     assert names <= set("html head meta title style body h1 h2 h3 section p pre table thead tbody tr th td details summary img div".split())
     assert not [attribute for _, attributes in read.tags for attribute in attributes if attribute.startswith("on") or attribute == "href"]
     sources = [attributes["src"] for tag, attributes in read.tags if tag == "img"]
-    assert len(sources) == 3 and all(source.startswith("data:image/") for source in sources)  # curves, and two of four pictures
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/") for source in sources)  # curves, and two of four pictures
     assert read.words.count(NASTY) >= 7
     parts = ["Best captions by CIDEr", "Worst captions by CIDEr", "A surfer on a wave.", "BLEU-4", "hardly depend on their images"]
     parts += ["Step 8, epoch 0: loss 1.6000 nats per token"]
@@ -78,11 +79,13 @@ def test_the_page_shows_the_run_and_escapes_it(run_folder, capsys):
 
 def test_the_best_captions_come_first_and_the_worst_last(run_folder):
     rows = json.loads(Path("out/scores.predictions.json").read_text())
-    assert rows[0]["file_name"] == "000000000001.jpg" and len(rows[0]["references"]) == 2
+    assert rows[0]["file_name"] == "000000000001.jpg"
+    assert len(rows[0]["references"]) == 2
     main(["out", "--out", "elsewhere.html"])
     words = Tags(Path("elsewhere.html").read_text(encoding="utf-8")).words
     scores = [float(score) for score in re.findall(r"· CIDEr ([\d.]+)", words[words.index("Best captions") :])][:4]
-    assert scores[0] >= scores[1] >= scores[3] >= scores[2] == 0 and words.index(NASTY, words.index("Best")) > words.index("Worst captions")
+    assert scores[0] >= scores[1] >= scores[3] >= scores[2] == 0
+    assert words.index(NASTY, words.index("Best")) > words.index("Worst captions")
     assert "No pictures: give the folder" in words
 
 
@@ -94,7 +97,8 @@ def test_a_grid_has_the_pictures_that_are_there(run_folder, capsys):
         capsys.readouterr()
         with pytest.raises(SystemExit):
             evaluate.main([*options.split(), *more.split()])
-        assert message in capsys.readouterr().err and not Path("g.png").exists()
+        assert message in capsys.readouterr().err
+        assert not Path("g.png").exists()
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -110,7 +114,9 @@ def test_a_mistake_is_one_line(run_folder, capsys, words, message):
     with pytest.raises(SystemExit) as end:
         main(words)
     lines = capsys.readouterr().err.strip().splitlines()
-    assert end.value.code == 2 and len(lines) == 1 and message in lines[0]
+    assert end.value.code == 2
+    assert len(lines) == 1
+    assert message in lines[0]
 
 
 def test_drawn_changes_of_what_a_run_left_end_with_a_page_or_one_line(run_folder, capsys, monkeypatch):
@@ -143,7 +149,8 @@ def test_several_runs_in_a_folder_want_a_name_and_a_run_without_scores_says_how(
     assert "2 runs: b, toy. Choose one with --prefix" in capsys.readouterr().err
     assert main(["out", "--prefix", "b"]) == 0
     words = Tags(Path("out/b_report.html").read_text()).words
-    assert "No step yet." in words and "python evaluate.py --data val.pkl --checkpoint out/b_best.pt" in words
+    assert "No step yet." in words
+    assert "python evaluate.py --data val.pkl --checkpoint out/b_best.pt" in words
 
 
 def test_pictures_are_found_by_name_id_and_stem(workdir):
@@ -160,7 +167,8 @@ def test_pictures_are_found_by_name_id_and_stem(workdir):
     found = PictureFolders(["q"])
     shown = [found.find(name) for name in ("b/1.jpg", "b\\1.jpg", "1.jpg", "cat.png", "cat", "\xb2")]
     assert [path and str(path) for path in shown] == ["q/b/1.jpg", "q/b/1.jpg", None, "q/cat.png", None, None]
-    assert picture_uri(Path("p/broken.jpg")) is None and picture_uri(names[0]).startswith("data:image/jpeg;base64,")
+    assert picture_uri(Path("p/broken.jpg")) is None
+    assert picture_uri(names[0]).startswith("data:image/jpeg;base64,")
 
 
 def test_cells_escape_whatever_they_hold():
@@ -185,7 +193,9 @@ def test_a_browser_shows_the_page_and_asks_for_nothing(run_folder):
         opened.goto(Path("out/toy_report.html").resolve().as_uri())
         assert opened.title() == "toy in out"
         widths = opened.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
-        assert len(widths) == 3 and min(widths) > 50 and opened.locator("img.curves").is_visible()
+        assert len(widths) == 3
+        assert min(widths) > 50
+        assert opened.locator("img.curves").is_visible()
         assert opened.locator(".caption", has_text="<script>document.title").first.inner_text() == NASTY
         assert opened.locator("script").count() == 0
         browser.close()

@@ -58,7 +58,8 @@ def test_a_second_run_of_one_name_is_refused_while_the_first_lasts(data, tiny_gp
     monkeypatch.setattr(RunLog, "count", run_another)
     run(tiny_gpt2, "--max_steps", 2)
     (second,) = answers
-    assert second.returncode == 2 and len(second.stderr.splitlines()) == 1
+    assert second.returncode == 2
+    assert len(second.stderr.splitlines()) == 1
     assert f"is being written by process {os.getpid()} on {socket.gethostname()}" in second.stderr
     run(tiny_gpt2, "--max_steps", 2)
 
@@ -99,7 +100,8 @@ def test_a_run_is_not_resumed_behind_its_end(data, tiny_gpt2, capsys):
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
     run(tiny_gpt2, "--epochs", 1, "--resume", code=2)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert len(lines) == 1 and "is after step 10, and this run would end at step 5" in lines[0]
+    assert len(lines) == 1
+    assert "is after step 10, and this run would end at step 5" in lines[0]
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 
 

@@ -60,7 +60,8 @@ def save_coco(folder):
 def run(line):
     """Run a "python X.py …" line in this process."""
     words = shlex.split(line)
-    assert words[0] == "python" and words[1].endswith(".py"), line
+    assert words[0] == "python", line
+    assert words[1].endswith(".py"), line
     assert not importlib.import_module(words[1].removesuffix(".py")).main(words[2:]), line
 
 
@@ -102,13 +103,15 @@ def check_features(path, encoder):
     with open(path, "rb") as file:
         published = pickle.load(file)  # as the published train.py reads it
     truth = TRUTH[str(path.parent)]
-    assert len(truth) == 3 and published["clip_embedding"].shape == (3, WIDTHS[encoder])
+    assert len(truth) == 3
+    assert published["clip_embedding"].shape == (3, WIDTHS[encoder])
     assert published["clip_embedding"].isfinite().all()
     texts, rows = {}, {}
     for caption in published["captions"]:
         texts.setdefault(str(caption["image_id"]), set()).add(caption["caption"])
         rows.setdefault(str(caption["image_id"]), set()).add(caption["clip_embedding"])
-    assert texts == truth and sum(map(len, truth.values())) == len(published["captions"])
+    assert texts == truth
+    assert sum(map(len, truth.values())) == len(published["captions"])
     assert sorted(map(list, rows.values())) == [[0], [1], [2]]
     assert len({tuple(row.tolist()) for row in published["clip_embedding"]}) == 3, "two pictures have one embedding"
     features = load_features(path)

@@ -89,12 +89,15 @@ def test_cosines_are_those_of_the_library(family, workdir, photos):
     encoder, tower = load_encoder(name), load_text_tower(name)
     stored = encoder.encode(torch.stack([encoder.preprocess(each) for each in inputs]))
     texts, shared = tower.encode_text(TEXTS), tower.project(stored.half() if family == "OpenAI" else stored)
-    assert texts.dtype == shared.dtype == torch.float32 and texts.shape == (3, tower.width)
-    assert torch.allclose(texts.norm(dim=1), torch.ones(3)) and torch.allclose(shared.norm(dim=1), torch.ones(2))
+    assert texts.dtype == shared.dtype == torch.float32
+    assert texts.shape == (3, tower.width)
+    assert torch.allclose(texts.norm(dim=1), torch.ones(3))
+    assert torch.allclose(shared.norm(dim=1), torch.ones(2))
     assert torch.allclose(shared @ texts.T, expected, atol=1e-3 if family == "OpenAI" else 1e-5)
     assert expected.std() > 0.01, "all alike: nothing was compared"
     many = tower.encode_text(TEXTS * 100)
-    assert many.shape == (300, tower.width) and torch.allclose(many[297:], texts, atol=1e-5)
+    assert many.shape == (300, tower.width)
+    assert torch.allclose(many[297:], texts, atol=1e-5)
     assert tower.encode_text([]).shape == (0, tower.width)
     long = "a red circle above two dogs " * 40
     assert torch.allclose(tower.encode_text([long]), tower.encode_text([long + "and a blue square"]), atol=1e-6), "truncated alike"

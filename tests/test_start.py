@@ -63,7 +63,8 @@ def test_training_starts_from_every_published_kind(world, capsys, kind):
     _, facts = published_file(kind, world)
     run("--init_from", "start.pt", *mapper_options(kind, facts))
     out = capsys.readouterr().out
-    assert "starting from start.pt: mapper and language model taken" in out and "not taken" not in out
+    assert "starting from start.pt: mapper and language model taken" in out
+    assert "not taken" not in out
     taken = next(line for line in out.splitlines() if "taken: " in line and line.startswith("  "))
     for group in ("mapper", "token table 8,384", "position table", "blocks", "final norm"):
         assert group in taken
@@ -80,10 +81,12 @@ def test_only_the_language_model_or_only_the_mapper_is_taken_on_request(world, c
     run("--init_from", "start.pt", "--prefix_length", facts.length, "--init_parts", "mapper")
     assert "mapper taken" in capsys.readouterr().out
     state = torch.load("out/coco_prefix-000.pt")
-    assert torch.equal(state[key], expected[key]) and not torch.equal(state[table], expected[table])
+    assert torch.equal(state[key], expected[key])
+    assert not torch.equal(state[table], expected[table])
     run("--init_from", "start.pt", "--mapping_type", "transformer", "--num_layers", 1, "--init_parts", "gpt", "--prefix", "gpt")
     out = capsys.readouterr().out
-    assert "language model taken" in out and "not taken: mapper" in out
+    assert "language model taken" in out
+    assert "not taken: mapper" in out
     assert torch.equal(torch.load("out/gpt-000.pt")[table], expected[table])
 
 
@@ -102,14 +105,16 @@ def test_a_mismatch_is_explained(world, capsys, words, message):
         (open("start.json", "w")).write(json.dumps({"model": {"n_head": 4}}))
     run("--init_from", "start.pt", "--prefix_length", facts.length, *words, code=2)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and message in lines[0]
+    assert len(lines) == 1
+    assert message in lines[0]
 
 
 def test_a_mapper_alone_leaves_the_language_model_as_it_comes(world, capsys):
     run("--only_prefix", "--prefix_length", 3, "--prefix", "first")
     run("--init_from", "out/first-000.pt", "--prefix_length", 3, "--prefix", "second")
     out = capsys.readouterr().out
-    assert "starting from out/first-000.pt: mapper taken" in out and "(language model: ./gpt2 as it comes)" in out
+    assert "starting from out/first-000.pt: mapper taken" in out
+    assert "(language model: ./gpt2 as it comes)" in out
     run("--init_from", "out/first-000.pt", "--init_parts", "gpt", code=2)
     assert "holds a mapper and no language model" in capsys.readouterr().err
 
@@ -125,7 +130,8 @@ def test_clotho_starts_from_the_weights_in_the_working_folder_unless_refused(wor
     save_features("train.pkl", features.clip_embedding, features.captions, {"encoder": "ViT-B/32", "audio": {"sample_rate": 44100}})
     run("--prefix_length", facts.length, "--prefix", "clotho")
     out = capsys.readouterr().out
-    assert f"{name} is here: starting from it" in out and f"starting from {name}: mapper and language model taken" in out
+    assert f"{name} is here: starting from it" in out
+    assert f"starting from {name}: mapper and language model taken" in out
     run("--prefix_length", facts.length, "--init_from", "none", "--prefix", "clotho")
     assert "starting from" not in capsys.readouterr().out
     run("--prefix_length", facts.length + 1, code=2)

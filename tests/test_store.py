@@ -36,9 +36,12 @@ def test_what_is_saved_is_loaded(tmp_path_factory, texts, images, width, dtype):
     save_features(folder / "a.pkl", embedding, captions, META)
     save_features(folder / "b.pkl", embedding.clone(), [dict(caption) for caption in captions], dict(META))
     features = load_features(folder / "a.pkl")
-    assert torch.equal(features.clip_embedding, embedding) and features.clip_embedding.dtype == dtype
+    assert torch.equal(features.clip_embedding, embedding)
+    assert features.clip_embedding.dtype == dtype
     assert features.captions == captions
-    assert features.meta["encoder"] == "ViT-B/32" and features.meta["width"] == width and features.meta["captions"] == len(texts)
+    assert features.meta["encoder"] == "ViT-B/32"
+    assert features.meta["width"] == width
+    assert features.meta["captions"] == len(texts)
     assert (folder / "a.pkl").read_bytes() == (folder / "b.pkl").read_bytes()
 
 
@@ -72,7 +75,8 @@ def test_a_published_file_with_a_row_a_caption_is_grouped_by_image(tmp_path):
     with open(tmp_path / "oscar_split_RN50x4_train.pkl", "wb") as file:
         pickle.dump({"clip_embedding": embedding, "captions": captions}, file)
     features = load_features(tmp_path / "oscar_split_RN50x4_train.pkl")
-    assert features.meta["encoder"] == "RN50x4" and len(features.clip_embedding) == 10
+    assert features.meta["encoder"] == "RN50x4"
+    assert len(features.clip_embedding) == 10
     grouped = group_by_image(features)
     assert torch.equal(grouped.clip_embedding, embedding[[0, 5]])
     assert grouped.caption_rows.tolist() == [0] * 5 + [1] * 5
@@ -108,7 +112,8 @@ def test_files_of_two_splits_are_joined_and_of_two_encoders_refused(tmp_path):
     save_features(tmp_path / "c.pkl", torch.randn(1, 4), rows_of(["three"], 1), {"encoder": "RN50x4"})
     a, b, c = (load_features(tmp_path / name) for name in ("a.pkl", "b.pkl", "c.pkl"))
     joined = join_features([a, b], ["a.pkl", "b.pkl"])
-    assert joined.caption_rows.tolist() == [0, 1, 2] and torch.equal(joined.clip_embedding[2], b.clip_embedding[0])
+    assert joined.caption_rows.tolist() == [0, 1, 2]
+    assert torch.equal(joined.clip_embedding[2], b.clip_embedding[0])
     with pytest.raises(UserError, match="RN50x4.*ViT-B/32"):
         join_features([a, c], ["a.pkl", "c.pkl"])
 
@@ -195,7 +200,8 @@ def test_a_bad_file_is_one_line(tmp_path, what):
     write(tmp_path / "a.pkl", content)
     with pytest.raises(UserError, match=message) as caught:
         load_features(tmp_path / "a.pkl")
-    assert "\n" not in str(caught.value) and "a.pkl" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "a.pkl" in str(caught.value)
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path):
@@ -228,10 +234,12 @@ def test_clipxgpt_s_list_of_triples_is_read_and_grouped(tmp_path, dtype, shape):
     triples = [(f"{image}.jpg", rows[image], f"caption {k} of {image}") for image in range(4) for k in range(5)]
     (tmp_path / "processed_dataset.pkl").write_bytes(pickle.dumps(triples))
     features = load_features(tmp_path / "processed_dataset.pkl")
-    assert features.clip_embedding.shape == (20, 768) and str(features.clip_embedding.dtype) == f"torch.{dtype}"
+    assert features.clip_embedding.shape == (20, 768)
+    assert str(features.clip_embedding.dtype) == f"torch.{dtype}"
     assert features.meta["encoder"] == "hf:openai/clip-vit-base-patch32"
     grouped = group_by_image(features)
-    assert len(grouped.clip_embedding) == 4 and [caption["clip_embedding"] for caption in grouped.captions] == [i // 5 for i in range(20)]
+    assert len(grouped.clip_embedding) == 4
+    assert [caption["clip_embedding"] for caption in grouped.captions] == [i // 5 for i in range(20)]
     assert grouped.captions[7] == {"image_id": "1.jpg", "caption": "caption 2 of 1", "id": 7, "clip_embedding": 1}
     assert np.array_equal(grouped.clip_embedding[1].numpy(), rows[1].reshape(-1))
 

@@ -38,7 +38,9 @@ def test_tokens_are_those_of_the_library_call():
 def test_a_second_run_reads_what_the_first_one_made(cached):
     tokenizer = tiny.train_tokenizer()
     first, second = cached(TEXTS, tokenizer, room=6), cached(TEXTS, tokenizer, room=6)
-    assert len(cached.calls) == 1 and same(first, second) and first.cut > 0
+    assert len(cached.calls) == 1
+    assert same(first, second)
+    assert first.cut > 0
 
 
 def test_what_there_is_room_for_is_cut_from_the_same_tokens(cached):
@@ -67,7 +69,8 @@ def test_a_damaged_cache_is_replaced(cached, damage):
     tokenizer = tiny.train_tokenizer()
     cached.path.write_bytes(damage)
     expected = tokenize_captions(TEXTS, tokenizer, 5)
-    assert same(cached(TEXTS, tokenizer), expected) and same(cached(TEXTS, tokenizer), expected)
+    assert same(cached(TEXTS, tokenizer), expected)
+    assert same(cached(TEXTS, tokenizer), expected)
     assert len(cached.calls) == 1
 
 

@@ -30,13 +30,19 @@ def test_what_a_run_writes(data, tiny_gpt2, capsys):
     assert names == ["coco_prefix-000.pt", "coco_prefix-002.pt", "coco_prefix.json", "coco_prefix_metrics.jsonl", "coco_prefix_metrics.png",
                      "coco_prefix_state.pt", "coco_prefix_tensorboard"]  # fmt: skip
     lines = [json.loads(line) for line in open("out/coco_prefix_metrics.jsonl")]
-    assert [line["step"] for line in lines] == list(range(1, 16)) and {line["epoch"] for line in lines} == {0, 1, 2}
+    assert [line["step"] for line in lines] == list(range(1, 16))
+    assert {line["epoch"] for line in lines} == {0, 1, 2}
     assert set(lines[0]) == {"step", "epoch", "loss", "lr", "captions_per_s"}
-    assert lines[0]["lr"] == 0 and max(line["lr"] for line in lines) == 1e-3 and lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[0]["lr"] == 0
+    assert max(line["lr"] for line in lines) == 1e-3
+    assert lines[-1]["loss"] < lines[0]["loss"]
     assert Image.open("out/coco_prefix_metrics.png").size[0] > 600
     config = json.loads(open("out/coco_prefix.json").read())
-    assert config["model"]["clip_width"] == 32 and config["made_by"]["seed"] == 0 and config["made_by"]["data"]["digest"]
-    assert "trained of" in said and "12 images, 24 captions" in said
+    assert config["model"]["clip_width"] == 32
+    assert config["made_by"]["seed"] == 0
+    assert config["made_by"]["data"]["digest"]
+    assert "trained of" in said
+    assert "12 images, 24 captions" in said
     assert "python predict.py --checkpoint out/coco_prefix-002.pt" in said
 
 
@@ -79,7 +85,8 @@ def test_long_captions_are_cut_and_empty_ones_dropped_and_both_counted(workdir, 
     tiny.save_published_features(workdir / "train.pkl", [["word " * 300, "  ", "a dog"], ["a cat", ""]], width=32)
     run(tiny_gpt2, "--epochs", 1)
     said = capsys.readouterr().out
-    assert "2 empty captions left out" in said and "1 of 3 captions cut to 124 tokens" in said
+    assert "2 empty captions left out" in said
+    assert "1 of 3 captions cut to 124 tokens" in said
 
 
 def test_the_end_of_text_is_learned_by_default_and_not_with_a_full_stop(data, tiny_gpt2, capsys):
@@ -124,7 +131,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(data, tiny_gpt2, capsys, words
     before = sorted(path.name for path in data.parent.rglob("*"))
     run(tiny_gpt2, *words, code=2)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert len(lines) == 1 and message in lines[0] and lines[0].startswith("train.py: error: ")
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert lines[0].startswith("train.py: error: ")
     assert sorted(path.name for path in data.parent.rglob("*")) == before
 
 

@@ -92,7 +92,8 @@ def test_rates_and_decay_fall_where_they_should(language_models):
     model = captioner(language_models / "gpt2", tune="full")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = parameter_groups(dict(model.named_parameters()), 1e-3, 1e-4, 0.1)
-    assert len(groups) == 4 and sum(len(group["params"]) for group in groups) == len(names)
+    assert len(groups) == 4
+    assert sum(len(group["params"]) for group in groups) == len(names)
     for group in groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
@@ -121,7 +122,8 @@ def test_the_gradient_is_clipped_over_all_of_it(data, language_models, monkeypat
         run(language_models / "gpt2", "--max_steps", 2, "--clip_grad", 0.01)
     finally:
         hook.remove()
-    assert min(norms[:2]) > 0.02 and norms[2:] == pytest.approx([0.01, 0.01], rel=1e-3)
+    assert min(norms[:2]) > 0.02
+    assert norms[2:] == pytest.approx([0.01, 0.01], rel=1e-3)
 
 
 def test_the_table_of_parameters_adds_up_and_memory_is_estimated(data, language_models, capsys):
@@ -177,7 +179,8 @@ def test_absent_vectors_change_nothing_and_present_ones_do(language_models, norm
     embeddings = several()
     with torch.no_grad():
         prefix = model.encode_prefix(embeddings)
-        assert prefix.shape == (5, 4, 64) and torch.isfinite(prefix).all()
+        assert prefix.shape == (5, 4, 64)
+        assert torch.isfinite(prefix).all()
         longer = model.encode_prefix(torch.cat([embeddings, torch.zeros(5, 2, 32)], dim=1))
         torch.testing.assert_close(longer, prefix, rtol=0, atol=1e-5)
         fewer = model.encode_prefix(embeddings[2:3, :2])
@@ -202,6 +205,7 @@ def test_a_model_trains_on_several_embeddings_an_image(data, language_models, mo
     run(language_models / "gpt2", "--tune", "mapper", *words)
     assert np.mean(losses("coco_prefix")[-3:]) < losses("coco_prefix")[0]
     model = load_checkpoint("out/coco_prefix-011.pt")
-    assert model.config.embeddings_per_image == 3 and model.config.clip_width == 32
+    assert model.config.embeddings_per_image == 3
+    assert model.config.clip_width == 32
     assert len(generate(model, embeddings[:2], entry_length=4)) == 2
     assert training.data.load_data

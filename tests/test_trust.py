@@ -85,7 +85,8 @@ def test_a_run_killed_and_terminated_ends_in_the_same_bytes(data, tiny_gpt2):
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         if number == signal.SIGTERM and process.returncode:
-            assert process.returncode == 128 + signal.SIGTERM and "stopped by SIGTERM after step" in out, err
+            assert process.returncode == 128 + signal.SIGTERM, err
+            assert "stopped by SIGTERM after step" in out, err
     assert train.main(words(tiny_gpt2, *more)) == 0
     for epoch in ("000", "020", "039"):
         assert Path(f"out/whole-{epoch}.pt").read_bytes() == Path(f"out/killed-{epoch}.pt").read_bytes()
@@ -98,7 +99,8 @@ def test_validation_writes_its_loss_and_keeps_the_best(data, tiny_gpt2, capsys):
     tiny.save_published_features(data.parent / "val.pkl", CAPTIONS[:4], width=32)
     assert train.main(words(tiny_gpt2, "--epochs", 4, "--val_data", "val.pkl")) == 0
     validated = [line for line in log() if "val_loss" in line]
-    assert [line["epoch"] for line in validated] == [0, 1, 2, 3] and validated[-1]["val_loss"] < validated[0]["val_loss"]
+    assert [line["epoch"] for line in validated] == [0, 1, 2, 3]
+    assert validated[-1]["val_loss"] < validated[0]["val_loss"]
     assert validated[0]["val_perplexity"] == pytest.approx(2.718281828 ** validated[0]["val_loss"], rel=1e-6)
     best = min(validated, key=lambda line: line["val_loss"])["epoch"]
     assert Path("out/coco_prefix_best.pt").read_bytes() == Path(f"out/coco_prefix-{best:03d}.pt").read_bytes()
@@ -129,7 +131,8 @@ def test_training_stops_when_validation_stops_getting_better(data, tiny_gpt2, ca
     assert train.main(words(tiny_gpt2, *more)) == 0
     said = capsys.readouterr().out
     losses = [line["val_loss"] for line in log() if "val_loss" in line]
-    assert len(losses) < 60 and "stopped early: 2 epochs without" in said
+    assert len(losses) < 60
+    assert "stopped early: 2 epochs without" in said
     assert losses.index(min(losses)) == len(losses) - 3
     assert train.main(words(tiny_gpt2, *more, "--resume")) == 0
     assert "nothing to do" in capsys.readouterr().out
@@ -158,7 +161,8 @@ def test_a_loss_that_is_not_finite_names_its_captions_and_keeps_the_last_good_ch
     with open("train.pkl", "wb") as file:
         pickle.dump(features, file)
     line = fails(tiny_gpt2, capsys, "--epochs", "2", "--log_every", "50", "--init_from", "out/coco_prefix-001.pt", *mapper)
-    assert "at step" in line and "1007: 'a picture of boats number" in line
+    assert "at step" in line
+    assert "1007: 'a picture of boats number" in line
     assert Path("out/coco_prefix-001.pt").read_bytes() == good
 
 
@@ -168,7 +172,8 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(data, tiny_gpt2, limit
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2, err
     [line] = [line for line in err.splitlines() if line.strip() and "step/s" not in line]
-    assert line.startswith("train.py: error: cannot write out/") and "File too large" in line
+    assert line.startswith("train.py: error: cannot write out/")
+    assert "File too large" in line
     written = sorted(path.name for path in Path("out").iterdir())
     assert not [name for name in written if name.startswith(".") or name.endswith(".pt")], written
 
@@ -210,8 +215,10 @@ def test_a_full_disk_while_parsing_is_one_line(pictures):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2, err
     [line] = [line for line in err.splitlines() if "error" in line]
-    assert line.startswith("parse_coco.py: error: cannot write out.pkl") and "File too large" in line
-    assert not Path("out.pkl").exists() and not list(Path().glob(".out*"))
+    assert line.startswith("parse_coco.py: error: cannot write out.pkl")
+    assert "File too large" in line
+    assert not Path("out.pkl").exists()
+    assert not list(Path().glob(".out*"))
 
 
 def test_sigterm_while_parsing_keeps_the_work_done(pictures):
@@ -223,7 +230,8 @@ def test_sigterm_while_parsing_keeps_the_work_done(pictures):
     wait_for(Path("out.pkl.pieces"))
     process.terminate()
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "are kept in out.pkl.pieces; run the same command to resume" in err, err
+    assert process.returncode == 130, err
+    assert "are kept in out.pkl.pieces; run the same command to resume" in err, err
     assert not Path("out.pkl").exists()
 
 

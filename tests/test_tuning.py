@@ -99,10 +99,12 @@ def test_a_full_lora_checkpoint_is_merged_and_has_published_names(data, language
     assert {name for name in weights("out/merged-000.pt") if name.startswith("gpt.")} == names
     embeddings = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
     for (text, score), (other, its_score) in zip(*(sum(generate(m, embeddings, entry_length=6), []) for m in (apart, merged))):
-        assert text == other and score == pytest.approx(its_score, abs=1e-4)
+        assert text == other
+        assert score == pytest.approx(its_score, abs=1e-4)
     plain = load_language_model(str(language_models / style)).state_dict()
     moved = [name for name, tensor in plain.items() if not torch.equal(tensor, merged.gpt.state_dict()[name])]
-    assert moved and not any("embed" in name or "lm_head" in name for name in moved)
+    assert moved
+    assert not any("embed" in name or "lm_head" in name for name in moved)
 
 
 @pytest.mark.parametrize("tune", ["ends", "head", "lora"])
@@ -113,7 +115,8 @@ def test_a_resumed_run_ends_in_the_same_bits(data, language_models, tune):
         run(language_models / "gpt2", *words, "--prefix", "halves")
     run(language_models / "gpt2", *words, "--prefix", "halves", "--resume")
     one, two = weights("out/whole-001.pt"), weights("out/halves-001.pt")
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_options_that_shape_the_result_are_part_of_what_a_run_is(data, language_models, capsys):
@@ -132,10 +135,12 @@ def test_what_has_no_trained_parameters_has_no_dropout(language_models, tune):
     model = captioner(language_models / "gpt2", tune=tune).train()
     blocks = [block.training for block in model.gpt.transformer.h]
     expected = {"full": [True] * 4, "ends": [True, False, False, True]}.get(tune, [False] * 4)
-    assert blocks == expected and model.clip_project.training
+    assert blocks == expected
+    assert model.clip_project.training
     assert model.gpt.transformer.h[1].attn.attn_dropout.training == expected[1]
     adapters = [module.training for name, module in model.gpt.named_modules() if ".lora_dropout" in name]
-    assert all(adapters) and bool(adapters) == (tune == "lora")
+    assert all(adapters)
+    assert bool(adapters) == (tune == "lora")
     assert not any(module.training for module in model.eval().modules())
 
 
@@ -143,7 +148,8 @@ def test_a_frozen_mapper_is_kept_and_saved(data, language_models):
     run(language_models / "gpt2", "--max_steps", 0, "--prefix", "start", "--tune", "mapper")
     run(language_models / "gpt2", "--max_steps", 2, "--tune", "lora", "--freeze_mapper", "--init_from", "out/start-000.pt")
     start, end = weights("out/start-000.pt"), weights("out/coco_prefix-000.pt")
-    assert all(torch.equal(tensor, end[name]) for name, tensor in start.items()) and any(".lora_" in name for name in end)
+    assert all(torch.equal(tensor, end[name]) for name, tensor in start.items())
+    assert any(".lora_" in name for name in end)
 
 
 @pytest.mark.parametrize("tune", ["ends", "head", "lora"])
@@ -173,7 +179,8 @@ def test_a_start_from_another_language_model_is_saved_whole(data, language_model
 def test_a_mistake_is_one_line_and_leaves_nothing(data, language_models, capsys, words, message):
     run(language_models / "gpt2", *words, code=2)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert len(lines) == 1 and message in lines[0]
+    assert len(lines) == 1
+    assert message in lines[0]
     assert not (data / "out").exists()
 
 
@@ -197,6 +204,7 @@ def test_adapters_are_no_start_for_another_tuning(data, language_models, capsys)
     run(language_models / "gpt2", "--tune", "lora", "--max_steps", 0, "--prefix", "start")
     run(language_models / "gpt2", "--tune", "lora", "--max_steps", 0, "--init_from", "out/start-000.pt", "--seed", 3)
     one, two = weights("out/start-000.pt"), weights("out/coco_prefix-000.pt")
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
     run(language_models / "gpt2", "--max_steps", 0, "--init_from", "out/start-000.pt", code=2)
     assert "holds adapters" in capsys.readouterr().err

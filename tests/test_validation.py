@@ -50,11 +50,17 @@ def test_every_figure_is_written_and_samples_are_shown(data, tiny_gpt2, capsys):
     assert train.main(words(tiny_gpt2, "--epochs", 2, "--val_data", "val.pkl", "--val_every", 3)) == 0
     said = capsys.readouterr().out
     lines, samples = validated(), log(kind="samples")
-    assert [line["step"] for line in lines] == [3, 6, 8] and [line["epoch"] for line in lines] == [0, 1, 1]
+    assert [line["step"] for line in lines] == [3, 6, 8]
+    assert [line["epoch"] for line in lines] == [0, 1, 1]
     assert all(set(line) - {"step", "epoch", "val_collapse"} == FIGURES for line in lines)
-    assert {line["step"] for line in samples} == {3, 6, 8} and len(samples) == 12
-    assert {"image_id", "reference", "caption", "cider"} < set(samples[0]) and samples[0]["reference"] == CAPTIONS[0][0]
-    assert "plain tokenizer" in said and "step 3: validation loss" in said and "grounding gap" in said and CAPTIONS[1][0] in said
+    assert {line["step"] for line in samples} == {3, 6, 8}
+    assert len(samples) == 12
+    assert {"image_id", "reference", "caption", "cider"} < set(samples[0])
+    assert samples[0]["reference"] == CAPTIONS[0][0]
+    assert "plain tokenizer" in said
+    assert "step 3: validation loss" in said
+    assert "grounding gap" in said
+    assert CAPTIONS[1][0] in said
 
 
 def test_training_never_notices_validation(data, tiny_gpt2):
@@ -82,7 +88,8 @@ def test_training_never_notices_validation(data, tiny_gpt2):
     assert train.main(again) == 0
     files = [Path(f"out/{name}-002.pt").read_bytes() for name in ("without", "whole", "halves")]
     assert files[0] == files[1] == files[2]
-    assert validated("whole") == validated("halves") and log("whole", "samples") == log("halves", "samples")
+    assert validated("whole") == validated("halves")
+    assert log("whole", "samples") == log("halves", "samples")
     assert Path("out/whole_best.pt").read_bytes() == Path("out/halves_best.pt").read_bytes()
     assert [event.step for event in events("halves").Scalars("training/loss")] == list(range(1, 13))
     assert [event.step for event in events("halves").Scalars("validation/cider")] == [3, 6, 9, 12]
@@ -143,13 +150,15 @@ def test_the_best_by_cider_is_the_validation_of_highest_cider(data, tiny_gpt2, m
     ciders = iter([0.1, 0.3, 0.2])
     monkeypatch.setattr(evaluation.metrics, "score_cider", lambda *_: evaluation.metrics.mean_metric(np.full(4, next(ciders))))
     assert train.main(words(tiny_gpt2, "--epochs", 3, "--val_data", "val.pkl", "--best_by", "cider")) == 0
-    assert [line["val_cider"] for line in validated()] == [0.1, 0.3, 0.2] and validated()[2]["val_loss"] < validated()[1]["val_loss"]
+    assert [line["val_cider"] for line in validated()] == [0.1, 0.3, 0.2]
+    assert validated()[2]["val_loss"] < validated()[1]["val_loss"]
     assert Path("out/coco_prefix_best.pt").read_bytes() == Path("out/coco_prefix-001.pt").read_bytes()
     keeps = BestSoFar(patience=2, by="cider")
     assert [keeps.update({"val_loss": 1.0, "val_cider": value}, step) for step, value in enumerate((0.1, 0.3, 0.2, 0.3))] == [
         True, True, False, False,
     ]  # fmt: skip
-    assert keeps.is_out_of_patience and BestSoFar(2, **keeps.as_dict()).as_dict() == keeps.as_dict()
+    assert keeps.is_out_of_patience
+    assert BestSoFar(2, **keeps.as_dict()).as_dict() == keeps.as_dict()
 
 
 def test_a_model_that_passes_over_its_prefix_is_reported_as_collapsed(data, tiny_gpt2, capsys):
@@ -163,10 +172,15 @@ def test_a_model_that_passes_over_its_prefix_is_reported_as_collapsed(data, tiny
     capsys.readouterr()
     assert train.main(words(tiny_gpt2, *more)) == 0
     [warning] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
-    assert "hardly depend on their images" in warning and "0.0000 nats" in warning and "4 images get 1 different caption:" not in warning
-    assert "4 images get 1 different caption" in warning and "check.py" in warning
+    assert "hardly depend on their images" in warning
+    assert "0.0000 nats" in warning
+    assert "4 images get 1 different caption:" not in warning
+    assert "4 images get 1 different caption" in warning
+    assert "check.py" in warning
     [line] = validated("blind")
-    assert abs(line["val_gap"]) < 1e-6 and line["val_distinct"] == 1 and "nats" in line["val_collapse"]
+    assert abs(line["val_gap"]) < 1e-6
+    assert line["val_distinct"] == 1
+    assert "nats" in line["val_collapse"]
 
 
 def test_the_demos_model_is_healthy(mini_demo, workdir, capsys):
@@ -176,7 +190,10 @@ def test_the_demos_model_is_healthy(mini_demo, workdir, capsys):
     assert train.main([*map(str, more), *options.split()]) == 0
     assert "warning" not in capsys.readouterr().out
     [line] = validated()
-    assert line["val_gap"] > 0.05 and line["val_distinct"] > 1 and line["val_ended"] > 0.9 and line["val_cider"] > 0
+    assert line["val_gap"] > 0.05
+    assert line["val_distinct"] > 1
+    assert line["val_ended"] > 0.9
+    assert line["val_cider"] > 0
 
 
 def test_a_collapse_needs_a_sign():
@@ -191,7 +208,8 @@ def test_a_collapse_needs_a_sign():
 def test_no_image_is_its_own_other():
     rows = np.array([9, 2, 2, 5, 5, 7, 9])
     other = other_images(rows)
-    assert set(other[[2, 5, 7, 9]]) == {2, 5, 7, 9} and all(other[row] != row for row in (2, 5, 7, 9))
+    assert set(other[[2, 5, 7, 9]]) == {2, 5, 7, 9}
+    assert all(other[row] != row for row in (2, 5, 7, 9))
     assert other_images(np.array([3, 3])) is None
 
 
@@ -200,7 +218,8 @@ def test_the_trackers_hold_the_figures(data, tiny_gpt2, capsys, monkeypatch):
     assert train.main(words(tiny_gpt2, *more)) == 0
     assert {"training/loss", "training/lr", "validation/loss", "validation/cider", "validation/gap"} <= set(events().Tags()["scalars"])
     [loss] = events().Scalars("validation/loss")
-    assert loss.step == 2 and loss.value == pytest.approx(validated()[0]["val_loss"], rel=1e-5)
+    assert loss.step == 2
+    assert loss.value == pytest.approx(validated()[0]["val_loss"], rel=1e-5)
     refused = [("--tracker wandb", "pip install wandb"), ("--val_every 2", "--val_every needs --val_data")]
     refused.append(("--val_data val.pkl --best_by cider --val_captions 0", "--best_by cider needs captions"))
     for more, message in refused:

@@ -18,8 +18,17 @@ def test_clipscore_is_worked_out_as_its_paper_says():
 
 def test_variety_counts_what_it_says():
     found = describe_captions(["a b a b", "a b a b", "c d", ""], train_captions=["c d"], ended=[True, False, True, True])
-    assert found["distinct"] == 3 and found["distinct_share"] == 0.75 and found["vocabulary"] == 4 and found["mean_length"] == 2.5
-    assert found["repeated_2grams"] == 0.5 and found["repeated_3grams"] == 0 and found["empty"] == 1
-    assert found["novel_share"] == 0.75 and found["ended_share"] == 0.75
-    assert "novel_share" not in describe_captions(["a"]) and "ended_share" not in describe_captions(["a"])
-    assert repeats_ngram("a a a".split(), 2) and not repeats_ngram("a b c".split(), 1) and not repeats_ngram([], 2)
+    assert found["distinct"] == 3
+    assert found["distinct_share"] == 0.75
+    assert found["vocabulary"] == 4
+    assert found["mean_length"] == 2.5
+    assert found["repeated_2grams"] == 0.5
+    assert found["repeated_3grams"] == 0
+    assert found["empty"] == 1
+    assert found["novel_share"] == 0.75
+    assert found["ended_share"] == 0.75
+    assert "novel_share" not in describe_captions(["a"])
+    assert "ended_share" not in describe_captions(["a"])
+    assert repeats_ngram("a a a".split(), 2)
+    assert not repeats_ngram("a b c".split(), 1)
+    assert not repeats_ngram([], 2)

@@ -34,7 +34,8 @@ def train_tokenizer(texts=CAPTIONS, vocab_size=360):
     vocab = model["vocab"]
     vocab["<|endoftext|>"] = len(vocab)
     tokenizer = GPT2TokenizerFast(vocab=vocab, merges=[tuple(pair) for pair in model["merges"]])
-    assert tokenizer.encode("!") == [0] and tokenizer.encode(".") == [13], "the tokenizer does not number bytes as GPT-2's does"
+    assert tokenizer.encode("!") == [0], "the tokenizer does not number bytes as GPT-2's does"
+    assert tokenizer.encode(".") == [13], "the tokenizer does not number bytes as GPT-2's does"
     return tokenizer
 
 
