@@ -140,7 +140,8 @@ def main(argv=None):
     args = parse_options(argv)
     records, kind, bare = read_folder(args.folder, args.caption_column)
     describe(args.folder, records, kind, bare)
-    out = args.out or Path("data") / f"{printable_name(args.folder.resolve().name) or 'folder'}_{file_stem(args.clip_model_type)}_train.pkl"
+    name = printable_name(os.path.basename(os.path.realpath(args.folder))) or "folder"
+    out = args.out or Path("data") / f"{name}_{file_stem(args.clip_model_type)}_train.pkl"
     write_features(records, kind, out, args, args.folder, args.val_share)
 
 

@@ -245,7 +245,7 @@ def main(argv=None):
     """Open the data set, find its columns, encode, write the feature file."""
     args = parse_options(argv)
     path = Path(args.dataset)
-    name = path.stem if path.is_file() else path.resolve().name
+    name = path.stem if path.is_file() else os.path.basename(os.path.realpath(path))
     split = re.sub(r"[^\w.-]+", "_", args.split).strip("_")
     out = args.out or Path("data") / f"{name}_{file_stem(args.clip_model_type)}_{split}.pkl"
 

@@ -155,6 +155,15 @@ def test_a_control_token_in_a_caption_is_text():
     assert tokenizer.decode(tokens[0][:-1]) == "a <|endoftext|> b"
 
 
+def test_circles_of_links_are_one_line(photos, capsys):
+    for name in ("loop", "loop.parquet"):
+        os.symlink(name, name)
+    assert "loop" in error_line(parse_folder.main, capsys, ["loop"])
+    for name in ("loop", "loop.parquet"):
+        error_line(parse_huggingface.main, capsys, [name, "--out", "o.pkl"])
+    assert "loop" in error_line(parse_folder.main, capsys, ["photos", "--out", "loop"])
+
+
 # -- Shards and data sets ----------------------------------------------------------------------------------------------------
 
 
