@@ -39,9 +39,9 @@ def plain_frequencies(documents):
     return found
 
 
-def plain_cider(candidate, reference, documents):
+def plain_cider(candidate, reference, documents, frequencies=None):
     """CIDEr-D as section 6 of arXiv:1411.5726 and pycocoevalcap have it, for one reference."""
-    frequencies, total = plain_frequencies(documents), 0
+    frequencies, total = frequencies or plain_frequencies(documents), 0
     candidate, reference = (text.split() for text in tokenize_plain([candidate, reference]))
     for size in range(1, 5):
         ours, theirs = (
