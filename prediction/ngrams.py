@@ -202,11 +202,15 @@ def _count_ngrams(sequences, longest):
 
 def _match(counts, weights):
     """Sum min(counts of the row, counts of the column) x the column's weights over n-grams. counts, weights [M, G] -> [M, M]."""
-    matched, below = np.zeros((len(counts), len(counts))), 0
-    for level in np.unique(counts[counts > 0]):
-        reach = (counts >= level).astype(np.float64)
-        matched += (level - below) * (reach @ (reach * weights).T)
-        below = level
+    own = (counts * weights).sum(1)
+    matched, below, reach, levels = np.zeros((len(counts), len(counts))), 0, counts > 0, np.unique(counts)
+    for level in levels[levels > 0]:
+        shared = reach.sum(0) > 1  # most n-grams are in one caption only, and few occur twice in any
+        counts, weights = counts[:, shared], weights[:, shared]
+        reach = counts >= level
+        matched += (level - below) * (reach.astype(np.float64) @ (reach * weights).T)
+        below, reach = level, counts > level
+    np.fill_diagonal(matched, own)
     return matched
 
 

@@ -119,12 +119,16 @@ def test_an_evaluated_images_own_captions_are_never_copied(sets, workdir, capsys
 
 
 def test_ids_without_suffix_or_folder_are_known_as_the_evaluated_images_too(workdir):
-    save_set("train.pkl", [f"a/{number}.jpg" for number in range(20)], seed=1)
-    train, val = load_features("train.pkl"), save_set("val.pkl", ["3", "photos/4.jpg"], seed=2)
-    write("ours.json", [{"image_id": caption, "caption": "a dog"} for caption in ("3", "photos/4.jpg")])
+    train = save_set("train.pkl", [f"a/{number}.jpg" for number in range(20)], seed=1)
+    rows = {caption["image_id"]: caption["clip_embedding"] for caption in train.captions}
+    own = {"3": "a/3.jpg", "photos/4.jpg": "a/4.jpg"}
+    captions = [{"image_id": image_id, "caption": "a dog", "clip_embedding": place} for place, image_id in enumerate(own)]
+    save_features("val.pkl", train.clip_embedding[[rows[image_id] for image_id in own.values()]], captions, train.meta)
+    write("ours.json", [{"image_id": image_id, "caption": "a dog"} for image_id in own])
     run(*words_for("--out", "scores.json"))
-    expected = plain_baseline(train, val, evaluated={"a/3.jpg", "a/4.jpg"})
-    assert copied(workdir, "agreed") == {image_id: one["agreed"] for image_id, one in expected.items()}
+    expected = plain_baseline(train, load_features("val.pkl"), evaluated=set(own.values()))
+    for name in baseline.BASELINES:
+        assert copied(workdir, name) == {image_id: one[name] for image_id, one in expected.items()}
 
 
 def test_a_feature_directory_gives_the_same_captions_and_stays_mapped(sets, workdir, monkeypatch):
