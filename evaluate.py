@@ -4,6 +4,7 @@
   python evaluate.py --predictions results.json --references captions_val2017.json --metrics bleu meteor rouge cider
   python evaluate.py --predictions ours.json theirs.json --references captions_val2017.json       # side by side, with a paired test
   python evaluate.py --predictions results.json --data val.pkl --metrics clipscore                # with the encoder's own text tower
+  python evaluate.py --data val.pkl --checkpoint FILE --train_data train.pkl --baseline nearest   # beside captions of similar images
 
 Predictions are what predict.py --out writes, or COCO's result format. References are annotations of COCO, nocaps, VizWiz, Flickr or Clotho,
 Karpathy's splits, lists of {image, caption}, or a feature file. Images are matched by id, else by file name. METEOR and SPICE need Java.
@@ -14,14 +15,16 @@ import sys
 from pathlib import Path
 
 from common import Parser, one_line_errors, resolve_output
+from evaluation.baseline import NEIGHBOURS, open_datastore, score_baselines, take_captions
 from evaluation.metrics import HISTOGRAMS, METRICS, usable_metrics
 from evaluation.references import pair_up, read_predictions
 from evaluation.scores import describe_origin, print_comparison, print_scores, upload_rows, write_json, write_scores
 from evaluation.scoring import check_same_images, describe_oddities, prepare_truth, score_system
 from evaluation.statistics import compare
 from evaluation.tokens import tokenize
-from evaluation.truth import decode_pictures, embed_for_clipscore, find_rows, load_pictures, load_tower, load_truth
-from prediction.captions import add_decoding_options, add_running_options, load_captioner
+from evaluation.truth import count_image_captions, decode_pictures, embed_for_clipscore, find_rows, load_tower, load_truth
+from features.store import load_features
+from prediction.captions import add_decoding_options, add_rerank_option, add_running_options, check_rerank, load_captioner
 from prediction.inputs import refuse_addresses
 
 MOST_DRAWS = 1_000_000
@@ -44,8 +47,14 @@ def build_parser():
                        help=f"{about} (default {' '.join(default)})")  # fmt: skip
     group.add_argument("--bootstrap", type=int, default=1000, metavar="N",
                        help="draws for the 95 %% intervals and the paired test; 0 leaves them out (default 1000)")  # fmt: skip
-    group.add_argument("--train_data", metavar="FILE", help="feature file of the training set: count the captions that are not in it")
-    group.add_argument("--clip_model_type", metavar="NAME", help="encoder of clipscore (default: the feature file's)")
+    group.add_argument("--train_data", metavar="FILE",
+                       help="feature file of the training set: count the captions that are not in it; --rerank consensus weighs words "
+                            "by their rarity there")  # fmt: skip
+    group.add_argument("--baseline", choices=("nearest",),
+                       help="also score captions copied from --train_data: the nearest image's, and the one that agrees most with "
+                            f"the others among those of the {NEIGHBOURS} nearest (mean CIDEr); needs --data (default: none)")  # fmt: skip
+    group.add_argument("--clip_model_type", metavar="NAME",
+                       help="encoder of clipscore and --rerank clip (default: the feature file's)")  # fmt: skip
     group = parser.add_argument_group("output")
     group.add_argument("--out", metavar="FILE", help="write the scores (.json), and the captions beside it as {name}.predictions.json")
     group.add_argument("--histogram", choices=HISTOGRAMS, help="beside --out, draw this score of each image's best caption (.png)")
@@ -53,6 +62,7 @@ def build_parser():
     group.add_argument("--images", nargs="+", default=[], metavar="FOLDER", help="folders of the pictures for --plot")
     group.add_argument("--upload", metavar="FILE", help="write image_id and caption of each image for nocaps' server (.json)")
     add_decoding_options(parser)
+    add_rerank_option(parser)
     add_running_options(parser)
     return parser
 
@@ -76,6 +86,13 @@ def check_options(parser, options):
         parser.error("--plot and --images go together: the picture to write, and the folder with the pictures in it")
     if options.upload and len(options.predictions) > 1:
         parser.error("--upload takes one set of captions; give one file of --predictions")
+    if options.baseline and not (options.train_data and options.data):
+        parser.error("--baseline needs the embeddings of both sets: --train_data with the training set, --data with the images to score")
+    if options.baseline and len(options.predictions) > 1:
+        parser.error("--baseline stands beside one set of captions; give one file of --predictions")
+    if options.rerank and options.predictions:
+        parser.error("--rerank chooses while captions are decoded; give --checkpoint and --data instead of --predictions")
+    check_rerank(parser, options)
     if options.batch_size < 1:
         parser.error(f"--batch_size is {options.batch_size}; expected at least 1")
     if not 0 <= options.bootstrap <= MOST_DRAWS:
@@ -84,30 +101,25 @@ def check_options(parser, options):
         parser.error(f"--seed is {options.seed}; expected 0 or more")
 
 
-def caption_data(references, pictures, options):
-    """Caption the feature file with the checkpoint. Returns dict of key to Prediction."""
+def caption_data(references, pictures, train, options):
+    """Caption the feature file with the checkpoint. train: Features of the training set or None. Returns dict of key to Prediction."""
     from features.content import check_compatible, checkpoint_kind
     from models.encoders import pick_device
 
     pair_up(pictures.ids, references, options.data)  # before minutes of decoding
     model = load_captioner(options.checkpoint, options.gpt2_type, pick_device(options.device), options.mixed_precision)
     check_compatible(pictures.features.kind, checkpoint_kind(model.config, model.origin.encoder), options.data, options.checkpoint)
-    return decode_pictures(model, pictures, options)
+    frequencies = count_image_captions(train) if train and options.rerank == "consensus" else None
+    return decode_pictures(model, pictures, options, frequencies)
 
 
-def get_systems(references, pictures, options):
+def get_systems(references, pictures, train, options):
     """Decode or read the captions to be scored. Returns list of dicts of the references' keys to Prediction, and their names."""
     sources = options.predictions or [options.checkpoint]
-    systems = [read_predictions(path) for path in options.predictions] or [caption_data(references, pictures, options)]
+    systems = [read_predictions(path) for path in options.predictions] or [caption_data(references, pictures, train, options)]
     systems = [pair_up(predictions, references, source) for predictions, source in zip(systems, sources)]
     check_same_images(systems, sources)
     return systems, sources
-
-
-def read_train_words(path):
-    """Read the captions of a training set. Returns them once each, as words."""
-    captions = load_pictures(path).references.captions.values()
-    return tokenize(list(dict.fromkeys(text for texts in captions for text in texts)))
 
 
 def describe_run(options, argv):
@@ -155,7 +167,9 @@ def main(argv=None):
     references, pictures = load_truth(options.data, options.references)
     wants_tower = any(METRICS[name].needs_embeddings for name in metrics)
     tower = load_tower(pictures, options.clip_model_type, options.device) if wants_tower else None
-    systems, sources = get_systems(references, pictures, options)
+    train = load_features(options.train_data) if options.train_data else None
+    store = open_datastore(train, pictures, references, options.train_data, options.data) if options.baseline else None
+    systems, sources = get_systems(references, pictures, train, options)
     keys = [key for key in references.captions if key in systems[0]]  # one order, whatever the files'
     upload = upload_rows(systems[0], keys) if options.upload else None
 
@@ -165,7 +179,7 @@ def main(argv=None):
     def embed(candidates):
         return embed_for_clipscore(tower, embeddings, candidates, truth.texts)
 
-    train_words = read_train_words(options.train_data) if options.train_data else None
+    train_words = tokenize(list(dict.fromkeys(train.texts))) if train else None
     settings = {"histogram": options.histogram, "draws": options.bootstrap, "seed": options.seed}
     scored = [
         score_system(source, predictions, truth, metrics, embed, train_words, **settings) for source, predictions in zip(sources, systems)
@@ -173,23 +187,31 @@ def main(argv=None):
     comparison = None
     if len(scored) == 2 and options.bootstrap:
         comparison = compare(scored[0].metrics, scored[1].metrics, options.bootstrap, options.seed)
+    baselines = {}
+    if store:
+        taken = take_captions(store, pictures, references, systems[0], keys)
+        baselines = score_baselines(taken, scored[0], truth, metrics, embed, train_words, **settings)
 
     about = {"predictions": sources[0], "references": options.references or options.data, "split": references.split_of(keys)}
     about |= {**truth.describe(), "images_with_references": len(references.captions)}
-    notes = [line for one in scored for line in describe_oddities(one)]
+    notes = [line for one in [*scored, *(one.scored for one in baselines.values())] for line in describe_oddities(one)]
+    notes += [*([store.describe(options.train_data)] if store else []), *(one.verdict for one in baselines.values() if one.verdict)]
     about |= {"notes": notes} if notes else {}
     written = [path for path in (options.out, options.plot, options.upload) if path]
     if options.out:
-        write_scores(options.out, about, scored, keys, references, describe_run(options, argv), comparison, options.histogram)
+        made_by = describe_run(options, argv)
+        write_scores(options.out, about, scored, keys, references, made_by, comparison, options.histogram, baselines)
     if options.histogram:
         written.insert(1, draw_histogram(scored[0], options))
     if options.plot:
         draw_examples(keys, systems[0], references, options)
     if options.upload:
         write_json(options.upload, upload)
-    print_scores(about, scored)
+    print_scores(about, [*scored, *(one.scored for one in baselines.values())])
     if comparison:
         print_comparison(comparison)
+    for one in baselines.values():
+        print_comparison(one.comparison, f"captioner - {one.scored.source}")
     for path in written:
         print(f"wrote {path}")
     return 0

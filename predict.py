@@ -17,9 +17,11 @@ from common import Parser, UserError, one_line_errors, resolve_output
 from prediction.captions import (
     SUFFIXES,
     add_decoding_options,
+    add_rerank_option,
     add_running_options,
     caption_all,
     caption_and_rerank,
+    check_rerank,
     load_captioner,
     print_captions,
     write_captions,
@@ -45,8 +47,7 @@ def build_parser():
     group.add_argument("--plot", metavar="FILE", help="draw the pictures with their captions (.png)")
     group.add_argument("--explain", metavar="FILE", help="draw what each word of the first caption attends to in the prefix (.png)")
     add_decoding_options(parser)
-    group = parser.add_argument_group("choice among captions")
-    group.add_argument("--rerank", choices=("clip",), help="of --beam_size captions take the one that CLIP finds nearest to the picture")
+    add_rerank_option(parser)
     group = add_running_options(parser)
     group.add_argument("--num_workers", type=int, metavar="N",
                        help="processes that read pictures (default: one per core for many pictures on a GPU, else 0)")  # fmt: skip
@@ -64,8 +65,7 @@ def check_options(parser, options):
         parser.error("--out .json is COCO's result format, one caption per image: give one --checkpoint, or write .csv or .jsonl")
     if options.plot and options.data:
         parser.error("--plot needs pictures, and a feature file holds none. Give the pictures instead of --data")
-    if options.rerank and options.decoding == "greedy":
-        parser.error("--rerank needs several captions per image to choose from; use --decoding beam or sample")
+    check_rerank(parser, options)
     if options.batch_size < 1:
         parser.error(f"--batch_size is {options.batch_size}; expected at least 1")
     if options.num_workers is not None and options.num_workers < 0:

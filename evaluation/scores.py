@@ -57,13 +57,15 @@ def print_scores(about, scored):
                 print(f"{domain:32}{values['images']:>10,}" + "".join(f"{100 * values[name]:>14.2f}" for name in one.metrics))
 
 
-def print_comparison(comparison):
-    """Print the paired test of two sets of captions, as evaluation.statistics.compare returns it."""
-    print(f"\n{'second - first, x 100':32}{'difference, 95 % interval':>28}{'p':>10}")
+def print_comparison(comparison, heading="second - first"):
+    """Print the paired test of two sets of captions, as evaluation.statistics.compare returns it; nothing where it is empty."""
+    if not comparison:
+        return
+    print(f"\n{heading + ', x 100':45}{'difference, 95 % interval':>28}{'p':>10}")
     for name, one in comparison.items():
         low, high = (100 * end for end in one["interval"])
         difference = f"{100 * one['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
-        print(f"{name:32}{difference:>28}{one['p_value']:>10.4f}")
+        print(f"{name:45}{difference:>28}{one['p_value']:>10.4f}")
 
 
 def _short(source):
@@ -79,10 +81,11 @@ def _plain(value):
     return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
-def write_scores(path, about, scored, keys, references, made_by, comparison=None, histogram=None):
+def write_scores(path, about, scored, keys, references, made_by, comparison=None, histogram=None, baselines=None):
     """Write scores.json and, beside it, the captions as {stem}.predictions.json.
 
-    Of a second set of captions, the scores are under "other" and the captions in {stem}.predictions.2.json.
+    Of a second set of captions, the scores are under "other" and the captions in {stem}.predictions.2.json. Of a baseline, they are under
+    "baselines" and in {stem}.predictions.{name}.json.
 
     Args:
         path: where scores.json goes.
@@ -93,29 +96,41 @@ def write_scores(path, about, scored, keys, references, made_by, comparison=None
         made_by: what describe_origin returns.
         comparison: what evaluation.statistics.compare returns, or None.
         histogram: the choice of --histogram, or None.
+        baselines: dict of name to evaluation.baseline.Baseline, or None.
     """
     path = Path(path)
-    blocks = []
-    for number, one in enumerate(scored, start=1):
-        beside = path.with_suffix(".predictions.json" if number == 1 else f".predictions.{number}.json")
-        block = {
-            "scores": {name: metric.value for name, metric in one.metrics.items()},
-            "intervals": {name: list(interval) for name, interval in one.intervals.items()},
-            "captions": one.variety,
-            "predictions_file": beside.name,
-        }
-        if one.domains:
-            block["domains"] = one.domains
-        if histogram:
-            block["best_of_captions"] = {"score": histogram, "mean": sum(one.best) / len(keys)}
-        blocks.append(block)
+
+    def write_block(one, suffix):
+        beside = path.with_suffix(f".predictions{suffix}.json")
         write_json(beside, [_prediction_row(one, place, key, references) for place, key in enumerate(keys)])
-    content = {**about, **blocks[0]}
-    if len(blocks) > 1:
-        content["other"] = {"predictions": str(scored[1].source), **blocks[1]}
+        return _describe_scored(one, beside.name, histogram)
+
+    content = {**about, **write_block(scored[0], "")}
+    if len(scored) > 1:
+        content["other"] = {"predictions": str(scored[1].source), **write_block(scored[1], ".2")}
     if comparison:
         content["comparison"] = comparison
+    if baselines:
+        content["baselines"] = {
+            name: {"predictions": one.scored.source, **write_block(one.scored, f".{name}"), "comparison": one.comparison}
+            for name, one in baselines.items()
+        }
     write_json(path, {**content, "made_by": made_by}, indent=2)
+
+
+def _describe_scored(scored, file_name, histogram):
+    """Describe the scores of one set of captions as scores.json holds them. file_name: of its captions."""
+    block = {
+        "scores": {name: metric.value for name, metric in scored.metrics.items()},
+        "intervals": {name: list(interval) for name, interval in scored.intervals.items()},
+        "captions": scored.variety,
+        "predictions_file": file_name,
+    }
+    if scored.domains:
+        block["domains"] = scored.domains
+    if histogram:
+        block["best_of_captions"] = {"score": histogram, "mean": sum(scored.best) / len(scored.best)}
+    return block
 
 
 def _prediction_row(scored, place, key, references):

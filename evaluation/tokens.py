@@ -4,11 +4,11 @@ The Penn Treebank tokenizer is the Java program in pycocoevalcap: lower case, pu
 """
 
 import os
-import re
 import shutil
 import subprocess
 
 from common import UserError
+from prediction.ngrams import tokenize_plain
 
 PTB = "PTB (Stanford CoreNLP 3.4.1, as in pycocoevalcap)"
 PLAIN = "plain (no Java: lower case, words split at punctuation, which is removed; scores differ from published ones)"
@@ -85,15 +85,3 @@ def _tokenize_ptb(texts):
         raise UserError(f"Java's tokenizer gave {len(lines)} lines for {len(texts)} captions ({reason}). Try `java -version`.")
     removed = set(ptbtokenizer.PUNCTUATIONS)
     return [" ".join(word for word in line.rstrip().split(" ") if word not in removed) for line in lines]
-
-
-def tokenize_plain(texts):
-    """Split captions into lower-case words at spaces and punctuation, which is removed.
-
-    Args:
-        texts: list of str.
-
-    Returns:
-        List of str, words separated by single spaces.
-    """
-    return [" ".join(re.findall(r"\w+(?:[-'’.]\w+)*|[^\w\s.,:;!?'\"`…()\[\]{}-]", text.lower())) for text in texts]

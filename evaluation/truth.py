@@ -7,8 +7,9 @@ from common import UserError
 from evaluation.references import Prediction, References, list_some, match_references, name_domain, read_references
 from features.image_ids import id_key
 from features.records import HALF_PAIR
-from prediction.captions import caption_all
+from prediction.captions import caption_all, caption_and_rerank
 from prediction.inputs import plain_id
+from prediction.ngrams import count_documents
 
 TEXT_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")
 
@@ -61,19 +62,33 @@ def load_truth(data, references):
     return embedded.references, pictures or embedded
 
 
-def decode_pictures(model, pictures, options):
-    """Caption every image of a feature file.
+def count_image_captions(features):
+    """Count in how many images' captions each n-gram occurs. Returns prediction.ngrams.DocumentFrequencies."""
+    documents = {}
+    for image_id, text in zip(features.image_ids(), features.texts):
+        documents.setdefault(id_key(plain_id(image_id)), []).append(text)
+    return count_documents(documents.values())
+
+
+def decode_pictures(model, pictures, options, frequencies=None):
+    """Caption every image of a feature file, and choose among the captions where --rerank says so.
 
     Args:
         model: ClipCaptionModel.
         pictures: Pictures.
-        options: as caption_all takes them.
+        options: as caption_all takes them, and of evaluate.py.
+        frequencies: DocumentFrequencies of the training set for --rerank consensus, or None.
 
     Returns:
         dict of key to Prediction.
     """
     rows = list(pictures.rows.values())
-    captions = caption_all(model, pictures.features.clip_embedding[rows], options, return_ended=True)
+    embeddings = pictures.features.clip_embedding[rows]
+    if options.rerank:
+        encoder = options.clip_model_type or pictures.features.meta.get("encoder") or model.config.encoder
+        captions = caption_and_rerank(model, embeddings, options, encoder, frequencies, return_ended=True)
+    else:
+        captions = caption_all(model, embeddings, options, return_ended=True)
     predictions = {}
     for key, of_image in zip(pictures.rows, captions):
         texts, scores, ended = (list(column) for column in zip(*of_image))

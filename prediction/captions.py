@@ -1,12 +1,19 @@
-"""Captions of many embeddings: decoded batch by batch, reranked by CLIP, printed and written. predict.py and evaluate.py share this."""
+"""Captions of many embeddings: decoded batch by batch, reranked, printed and written. predict.py and evaluate.py share this."""
 
 import csv
 import json
 import math
 
 from common import UserError, replace_file, utf8_text
+from prediction.consensus import FEWEST_DOCUMENTS, rerank_by_agreement
+from prediction.ngrams import MOST_COMPARED
 
 RERANK_BLOCK = 4096  # embeddings projected together
+RERANKERS = {
+    "clip": "the one that CLIP finds nearest to the image",
+    "consensus": "the one most similar to the others, without CLIP and also for sounds (minimum Bayes risk: mean CIDEr with the others, or "
+    f"mean chrF for fewer than {FEWEST_DOCUMENTS} images)",
+}
 SUFFIXES = (".csv", ".jsonl", ".json")  # of write_captions
 
 
@@ -29,6 +36,26 @@ def add_decoding_options(parser):
                        help="forbid repeating any n-gram of this many tokens (default 0: allowed)")  # fmt: skip
     group.add_argument("--length_penalty", type=float, default=1.0, metavar="X",
                        help="rank beams by log-probability / length ** X; above 1 favours longer captions (default 1)")  # fmt: skip
+
+
+def add_rerank_option(parser):
+    """Add --rerank to a parser, in a group of its own."""
+    choices = "; ".join(f"{name}: {about}" for name, about in RERANKERS.items())
+    group = parser.add_argument_group("choice among captions")
+    group.add_argument("--rerank", choices=RERANKERS,
+                       help="decode --beam_size captions per image, or --num_captions if that is more, and put the best first. "
+                            f"{choices} (default: none, the likeliest first)")  # fmt: skip
+
+
+def check_rerank(parser, options):
+    """Check that --rerank has several captions to choose from; a mistake ends in one line and exit code 2."""
+    if options.rerank and options.decoding == "greedy":
+        parser.error("--rerank needs several captions per image to choose from; use --decoding beam or sample")
+    several = max(options.beam_size, options.num_captions)
+    if options.rerank and several < 2:
+        parser.error("--rerank needs several captions per image to choose from; give --beam_size 5, the number to decode")
+    if options.rerank == "consensus" and several > MOST_COMPARED:
+        parser.error(f"--rerank consensus compares at most {MOST_COMPARED} captions per image; --beam_size or --num_captions is {several}")
 
 
 def add_running_options(parser):
@@ -113,28 +140,36 @@ def caption_all(model, embeddings, options, num_captions=None, return_ended=Fals
     return captions
 
 
-# -- Reranking by CLIP -----------------------------------------------------------------------------------------------------
+# -- Reranking -------------------------------------------------------------------------------------------------------------
 
 
-def caption_and_rerank(model, embeddings, options, encoder):
-    """Caption every embedding and put the caption that CLIP finds most similar to the image first.
+def caption_and_rerank(model, embeddings, options, encoder, frequencies=None, return_ended=False):
+    """Caption every embedding and put the caption first that --rerank finds best.
 
     Args:
         model: ClipCaptionModel.
-        embeddings: [N, D], as the encoder gives them.
+        embeddings: [N, D], as the encoder gives them; for consensus also [N, L, D].
         options: as caption_all takes them. --beam_size captions per image are decoded, or --num_captions if that is more.
-        encoder: its name.
+        encoder: its name, for clip.
+        frequencies: for consensus, prediction.ngrams.DocumentFrequencies of the training set, or None.
+        return_ended: as caption_all takes it.
 
     Returns:
-        List of N lists of (text, score); the scores stay mean log-probabilities.
+        What caption_all returns; the scores stay mean log-probabilities.
 
     Raises:
-        UserError: the encoder has no text tower.
+        UserError: clip was asked for, and the encoder has no text tower or there are several embeddings per image.
     """
+    several = max(options.beam_size, options.num_captions)
+    if options.rerank == "consensus":
+        captions = caption_all(model, embeddings, options, several, return_ended)
+        return rerank_by_agreement(captions, options.num_captions, frequencies)
     from models.encoders.text import require_text_tower
 
+    if embeddings.ndim != 2:
+        raise UserError("--rerank clip needs one embedding per image; these images have several. Use --rerank consensus.")
     tower = require_text_tower(encoder, options.device, "--rerank clip")
-    captions = caption_all(model, embeddings, options, num_captions=max(options.beam_size, options.num_captions))
+    captions = caption_all(model, embeddings, options, several, return_ended)
     return rerank(captions, embeddings, tower, options.num_captions)
 
 
@@ -142,19 +177,19 @@ def rerank(captions, embeddings, tower, kept):
     """Order each image's captions by their cosine with the image; equally similar ones keep their order.
 
     Args:
-        captions: list of N lists of (text, score).
+        captions: list of N lists of tuples that begin with the text.
         embeddings: [N, D].
         tower: models.encoders.text.TextTower.
         kept: captions to keep per image.
 
     Returns:
-        List of N lists of (text, score).
+        List of N lists of the same tuples.
     """
     import torch
 
     from models.encoders.text import embed_captions
 
-    texts = list(dict.fromkeys(text for several in captions for text, _ in several))
+    texts = list(dict.fromkeys(text for several in captions for text, *_ in several))
     encoded = dict(zip(texts, embed_captions(tower, texts)))
     blocks = (embeddings[start : start + RERANK_BLOCK] for start in range(0, len(embeddings), RERANK_BLOCK))  # may be on disk
     images = torch.cat([tower.project(block.float()).cpu() for block in blocks])

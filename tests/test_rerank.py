@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+import evaluate
 import predict
-from evaluating import read, stand_in_tower
+from evaluating import FAST, read, stand_in_tower
 from prediction.captions import rerank
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,6 +47,17 @@ def test_reranked_captions_lie_nearer_to_their_pictures(mini_demo, monkeypatch, 
         texts = tower.encode_text(["A photo depicts " + row["caption"] for row in captions])
         means.append((images * texts).sum(-1).mean().item())
     assert means[1] > means[0]
+
+
+def test_evaluate_scores_the_captions_that_predict_chooses(mini_demo, monkeypatch, workdir):
+    stand_in_tower(mini_demo, monkeypatch)
+    words = ["-C", str(mini_demo / "checkpoints/demo-003.pt"), "--data", str(mini_demo / "heldout.pkl"), "--rerank", "clip"]
+    words += ["--device", "cpu", "--entry_length", "30"]
+    assert predict.main([*words, "--out", "predicted.json"]) == 0
+    assert evaluate.main([*words, *FAST, "--out", "scores.json"]) == 0
+    files = (workdir / "scores.predictions.json", workdir / "predicted.json")
+    scored, predicted = ({row["image_id"]: row["caption"] for row in read(file)} for file in files)
+    assert scored == predicted and len(scored) == 40
 
 
 def test_reranking_needs_a_text_tower_and_several_captions(mini_demo, monkeypatch, workdir, capsys):
