@@ -161,7 +161,7 @@ def test_drawn_changes_of_result_and_reference_files_end_with_scores_or_one_line
     named = [{"image": f"{key}.jpg", "caption": texts, "image_id": key} for key, texts in plain.items()]
     karpathy = [{"filename": f"{key}.jpg", "split": "test", "sentences": [{"raw": one} for one in texts]} for key, texts in plain.items()]
     ended = {True: 0, False: 0}
-    for number in range(400):
+    for number in range(200):
         suffix = draw.choice((".json", ".jsonl", ".csv"))
         content = mutate(rows, draw) if draw.randrange(2) else mutate(mutate(rows, draw), draw)
         (workdir / f"result{suffix}").write_bytes(as_bytes(content, suffix, draw))
