@@ -31,6 +31,9 @@ def content_of(cell, folder):
     raise ValueError("nothing in this row")
 
 
+ROWS_VERSION = 2  # of the lines of rows.jsonl: [size, image_id, captions, state of the local file or ""]
+
+
 class Column:
     """The pictures or sounds of a Dataset."""
 
@@ -136,12 +139,13 @@ def fetched_records(data, column, captions, id_column, folder, place, run):
     """
     import httpx
 
-    listed = place / "rows.jsonl"
+    listed, run = place / "rows.jsonl", {**run, "version": ROWS_VERSION}
     lines = listed.read_text(encoding="utf-8").split("\n")[:-1] if listed.is_file() else []  # the last may be half-written
     if lines[:1] != [json.dumps(run)]:
         remove_rows(place)
         place.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(run)]
+    lines = lines[: _first_changed(lines)]
     listed.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     finished = lines[-1] == "finished"
     done = len(lines) - 1 - finished
@@ -150,7 +154,7 @@ def fetched_records(data, column, captions, id_column, folder, place, run):
             for row in () if finished else data.skip(done):
                 described = _id_and_texts(row, done, captions, id_column)
                 size = _item_path(place, done).write_bytes(_fetch(row[column], folder))
-                file.write(json.dumps([size, *described]) + "\n")
+                file.write(json.dumps([size, *described, _stamp(row[column], folder)]) + "\n")
                 file.flush()
                 done += 1
         except (httpx.HTTPError, OSError) as error:
@@ -173,8 +177,27 @@ def _fetched_items(listed, place):
     with open(listed, encoding="utf-8") as file:
         for number, line in enumerate(file, -1):  # the first line says which run this is
             if number >= 0 and line != "finished\n":
-                size, image_id, texts = json.loads(line)
+                size, image_id, texts, _ = json.loads(line)
                 yield FetchedItem(str(_item_path(place, number)), size), image_id, texts
+
+
+def _stamp(cell, folder):
+    """Return the state of the local file that a cell names; "" for anything else."""
+    try:
+        content = content_of(cell, folder)
+    except ValueError:
+        return ""
+    return file_stamp(content) if isinstance(content, str) and "://" not in content else ""
+
+
+def _first_changed(lines):
+    """Return the number of the first line of rows.jsonl whose local file has changed since; that of all lines where none has."""
+    for number, line in enumerate(lines):
+        if number and line != "finished":
+            stamp = json.loads(line)[3]
+            if stamp and file_stamp(stamp.partition("\0")[0]) != stamp:
+                return number
+    return len(lines)
 
 
 def _fetch(cell, folder):

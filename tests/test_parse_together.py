@@ -86,9 +86,10 @@ def test_a_folder_of_pieces_keeps_what_is_not_ours(photos, capsys):
 # -- Content and identity ----------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_that_changed_since_is_encoded_again_also_when_a_table_names_it(photos, monkeypatch):
+@pytest.mark.parametrize("streaming", [[], ["--streaming"]])
+def test_a_picture_that_changed_since_is_encoded_again_also_when_a_table_names_it(streaming, photos, monkeypatch):
     Path("table.csv").write_text("image,caption\n" + "".join(f"photos/{number}.jpg,Picture {number}.\n" for number in range(10)))
-    command = ["table.csv", "--out", "o.pkl", "--batch_size", "2", "--save_seconds", "0", "--num_workers", "0"]
+    command = ["table.csv", "--out", "o.pkl", "--batch_size", "2", "--save_seconds", "0", "--num_workers", "0", *streaming]
     encoder, left = load_encoder("ViT-B/32"), [3]
     encode = encoder.encode
 
