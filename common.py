@@ -256,6 +256,7 @@ def claim_output(path):
         raise UserError(f"{name} is being written by {owner}. Wait until it ends, or give another place.")
     _claimed.add(path)
     try:
+        _remove_leftovers(path.parent, f".{path.name[:40]}")  # of a killed run, whose last file no run may write again
         yield
     finally:
         _claimed.discard(path)

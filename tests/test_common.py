@@ -80,6 +80,14 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(workdir):
     assert os.listdir() == ["out"]
 
 
+def test_what_a_killed_run_left_is_removed_by_the_next_that_claims_its_output(workdir):
+    code = "from common import replace_file; import os, signal\nwith replace_file('run_log'): os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    Path(".run_mine.tmp").touch()
+    with claim_output("run"):
+        assert sorted(os.listdir()) == [".run.lock", ".run_mine.tmp"]
+
+
 HOLD = "from common import claim_output; import time\nwith claim_output('out'):\n    open('ready', 'w').close()\n    time.sleep(60)"
 
 
