@@ -137,7 +137,7 @@ def fetched_records(data, column, captions, id_column, folder, place, run):
     Raises:
         UserError: the stream breaks off, or a caption is not a text.
     """
-    import httpx
+    import httpx2  # which huggingface_hub downloads with
 
     listed, run = place / "rows.jsonl", {**run, "version": ROWS_VERSION}
     lines = listed.read_text(encoding="utf-8").split("\n")[:-1] if listed.is_file() else []  # the last may be half-written
@@ -157,7 +157,7 @@ def fetched_records(data, column, captions, id_column, folder, place, run):
                 file.write(json.dumps([size, *described, _stamp(row[column], folder)]) + "\n")
                 file.flush()
                 done += 1
-        except (httpx.HTTPError, OSError) as error:
+        except (httpx2.HTTPError, OSError) as error:
             raise UserError(f"the stream broke off after {done} rows ({error}). Run the same command again to resume there.") from error
         file.write("" if finished else "finished\n")
     return _joined(_fetched_items(listed, place))
