@@ -47,11 +47,11 @@ def find_weights(*names):
 
 def hub_is_reachable(address):
     """Tell within a few seconds whether `address` answers, through the user's proxy if one is set."""
-    import httpx
+    import httpx2
 
     try:
-        httpx.head(address, timeout=PROBE_SECONDS, follow_redirects=False)
-    except httpx.HTTPError:
+        httpx2.head(address, timeout=PROBE_SECONDS, follow_redirects=False)
+    except httpx2.HTTPError:
         return False
     return True
 
