@@ -11,9 +11,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends default-jre-headless \
     && rm -rf /var/lib/apt/lists/*
 
-# This index has torch without CUDA. pip takes it where it has the pinned version, and otherwise PyPI's.
-ENV PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu \
-    PIP_NO_CACHE_DIR=1
+ENV PIP_NO_CACHE_DIR=1
 
 WORKDIR /prefixcap
 

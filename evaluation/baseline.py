@@ -18,7 +18,6 @@ from features.content import check_compatible, drop_empty_captions, group_by_ima
 from features.embeddings import BLOCK_BYTES
 from features.image_ids import id_key, match_ids, without_suffix
 from prediction.consensus import order_by_agreement
-from prediction.inputs import plain_id
 from prediction.ngrams import MOST_COMPARED, count_documents
 
 NEIGHBOURS = 15
@@ -83,7 +82,7 @@ def open_datastore(train, pictures, references, train_data, data):
     check_compatible(train.kind, pictures.features.kind, train_data, data)
     train = group_by_image(drop_empty_captions(train)[0])
     rows = train.caption_rows
-    keys = [id_key(plain_id(image_id)) for image_id in train.image_ids()]
+    keys = [id_key(image_id) for image_id in train.image_ids()]
     own = _match_own(set(keys), {*pictures.rows, *match_references(pictures.rows, references).values()})
     is_own = np.fromiter((key in own for key in keys), bool, len(keys))
     kept = np.flatnonzero(~np.isin(rows, rows[is_own]))

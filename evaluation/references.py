@@ -13,11 +13,9 @@ from pathlib import Path
 
 from common import UserError
 from features.annotations import read_annotations
-from features.image_ids import id_key, match_ids, without_suffix
-from features.records import HALF_PAIR
+from features.image_ids import HALF_PAIR, id_key, match_ids, plain_id, without_suffix
 from features.schema import check_structure
 from features.tables import plain_name, read_csv, read_jsonl, read_text
-from prediction.inputs import plain_id
 
 DOMAINS = {"in": "in-domain", "near": "near-domain", "out": "out-of-domain"}
 SPLITS = re.compile(r"train|validation|val|test|development|evaluation")

@@ -5,10 +5,8 @@ from pathlib import Path
 
 from common import UserError
 from evaluation.references import Prediction, References, list_some, match_references, name_domain, read_references
-from features.image_ids import id_key
-from features.records import HALF_PAIR
+from features.image_ids import id_key, plain_id
 from prediction.captions import caption_all, caption_and_rerank
-from prediction.inputs import plain_id
 from prediction.ngrams import count_documents
 
 TEXT_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")
@@ -31,10 +29,9 @@ def load_pictures(path):
     features = load_features(path)
     references, ids, rows = References({}, features.meta.get("split")), {}, {}
     for caption in features.captions:
-        image_id = plain_id(caption["image_id"])
-        key = id_key(image_id)
-        references.captions.setdefault(key, []).append(HALF_PAIR.sub("\ufffd", caption["caption"]))
-        ids.setdefault(key, image_id)
+        key = id_key(caption["image_id"])
+        references.captions.setdefault(key, []).append(caption["caption"])
+        ids.setdefault(key, plain_id(caption["image_id"]))
         rows.setdefault(key, caption["clip_embedding"])
         if isinstance(caption.get("file_name"), str):
             references.file_names[key] = caption["file_name"]
@@ -66,7 +63,7 @@ def count_image_captions(features):
     """Count in how many images' captions each n-gram occurs. Returns prediction.ngrams.DocumentFrequencies."""
     documents = {}
     for image_id, text in zip(features.image_ids(), features.texts):
-        documents.setdefault(id_key(plain_id(image_id)), []).append(text)
+        documents.setdefault(id_key(image_id), []).append(text)
     return count_documents(documents.values())
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from common import UserError
 from features.annotated import Annotated, Annotations
 from features.annotation_tables import read_annotation_table
-from features.image_ids import COCO_ID, id_key, name_images
-from features.records import HALF_PAIR
+from features.image_ids import COCO_ID, HALF_PAIR, id_key, name_images
 from features.schema import check_structure
 
 COCO_FORM = "a list of {image_id, caption}, or a dict with images and annotations (captions_train2014.json and the like)"

@@ -12,6 +12,7 @@ from pathlib import Path
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm")
 SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".m4a")
 MEDIA_SUFFIXES = (*PICTURE_SUFFIXES, ".avif", *SOUND_SUFFIXES)
+HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which no UTF-8 file can hold
 # COCO_val2014_000000391895.jpg, 000000391895.jpg, 000000391895, also in COCO's own folders, and LAVIS's coco_391895
 COCO_ID = re.compile(r"(?:[a-z]+20\d\d/)?(?:COCO_[a-z]+\d{4}_)?(\d{12})(?:\.(?:jpe?g|png))?|coco_(\d+)")
 COCO_FILE = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.(?:jpe?g|png)", re.IGNORECASE)
@@ -23,6 +24,21 @@ def printable_name(path):
         return os.fsencode(path).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half of a surrogate pair, which no file's name can hold
         return os.fspath(path).encode("utf-8", "backslashreplace").decode()
+
+
+def plain_id(image_id):
+    """Bring an image_id of a file to int, or to a str that UTF-8 can hold; numbers of numpy and torch are what they say.
+
+    Returns:
+        int or str; None where it is neither.
+    """
+    if hasattr(image_id, "item") and getattr(image_id, "shape", None) in ((), (1,)):
+        image_id = image_id.item()
+    if isinstance(image_id, float) and image_id.is_integer():
+        image_id = int(image_id)
+    if isinstance(image_id, str):
+        return image_id if image_id.isascii() else HALF_PAIR.sub("\ufffd", image_id)
+    return image_id if isinstance(image_id, int) and not isinstance(image_id, bool) else None
 
 
 def name_images(paths, folders=None):
@@ -58,9 +74,11 @@ def _names_of(path, folder):
 def id_key(image_id):
     """Bring an image_id to the form by which files are matched.
 
-    COCO's forms become its number as text; folders are separated by "/"; accents are composed (NFC).
+    COCO's forms become its number as text; folders are separated by "/"; accents are composed (NFC); half of a
+    surrogate pair, which no file of results can hold, is U+FFFD.
     """
-    text = unicodedata.normalize("NFC", str(image_id)).replace("\\", "/")
+    text = str(image_id)
+    text = (text if text.isascii() else unicodedata.normalize("NFC", HALF_PAIR.sub("\ufffd", text))).replace("\\", "/")
     coco = COCO_ID.fullmatch(text)
     return str(int(coco[1] or coco[2])) if coco else text
 

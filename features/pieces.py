@@ -21,6 +21,8 @@ from common import UserError, remove_own_files, replace_file
 from features.loading import pad_vectors
 from features.records import is_path
 
+LABEL = "run.json"
+
 
 def fingerprint(records, encoder, batch_size, fast_decode=False):
     """Digest everything that decides the embeddings' bytes: encoder, weights, batches, and the pictures themselves.
@@ -86,7 +88,7 @@ class Pieces:
         """Resume from the pieces in `folder` if they are of this `run` (a fingerprint), else start over, and say so."""
         self.folder = Path(folder)
         self.batches = self.images = self.skipped = 0
-        self._label = self.folder / "run.json"
+        self._label = self.folder / LABEL
         self._run = {"run": run}
         self._pending = []  # (numbers, rows [B, D] or None, unread) a batch
         self._written = time.monotonic()
@@ -174,10 +176,10 @@ class Pieces:
 
     def remove(self):
         """Remove the pieces, and the folder unless it holds something else: the feature file is written."""
-        remove_own_files(self.folder, [*self._files(), self._label])
+        _remove(self.folder)
 
     def _files(self):
-        return sorted(path for path in self.folder.glob("*.npz") if _span(path))
+        return _pieces_in(self.folder)
 
 
 def pieces_folder(out):
@@ -187,8 +189,15 @@ def pieces_folder(out):
 
 def remove_pieces(out):
     """Remove the pieces of a feature file that keep_pieces left."""
-    folder = pieces_folder(out)
-    remove_own_files(folder, [*(path for path in folder.glob("*.npz") if _span(path)), folder / "run.json"])
+    _remove(pieces_folder(out))
+
+
+def _pieces_in(folder):
+    return sorted(path for path in folder.glob("*.npz") if _span(path))
+
+
+def _remove(folder):
+    remove_own_files(folder, [*_pieces_in(folder), folder / LABEL])
 
 
 def _span(path):

@@ -4,18 +4,16 @@ import collections.abc
 import csv
 import math
 import os
-import re
 from typing import NamedTuple
 
 import numpy as np
 
 from common import UserError, replace_file
-from features.image_ids import printable_name
+from features.image_ids import HALF_PAIR, printable_name
 from features.options import number_or_share
 
 LEAST_ALLOWED = 10  # images that may be skipped, at least, when the limit is a share
 SKIPPED_COLUMNS = ("image_id", "path", "reason")
-HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which no UTF-8 file can hold
 
 
 class Record(NamedTuple):

@@ -19,8 +19,8 @@ from features.directory import is_directory_name, read_directory
 from features.directory_writer import write_directory
 from features.embeddings import MappedEmbeddings, first_bad_row
 from features.encoder_names import CLIPXGPT_ENCODERS, guess_encoder
+from features.image_ids import HALF_PAIR, plain_id
 from features.meta import check_meta
-from features.records import HALF_PAIR
 from features.unpickle import RefusedPickle, read_pickle
 
 __all__ = ["Features", "drop_empty_captions", "group_by_image", "join_features", "load_features", "save_features"]
@@ -190,7 +190,7 @@ def _checked_caption(path, number, caption, rows, faults=None):
     if "caption" not in caption and "caption_1" in caption:
         caption["caption"] = caption["caption_1"]
     image_id = caption.get("image_id", caption.get("file_name", caption.get("clip_embedding")))
-    caption["image_id"] = image_id if type(image_id) in (int, str) else _plain_id(image_id)
+    caption["image_id"] = image_id if type(image_id) in (int, str) else plain_id(image_id)
     if caption["image_id"] is None:
         return _fault(_bad(path, f"has a caption {number} whose image_id is {str(image_id)[:40]!r}, no text or whole number"), faults)
     if not isinstance(caption.get("caption"), str):
@@ -200,15 +200,6 @@ def _checked_caption(path, number, caption, rows, faults=None):
         return _fault(_bad(path, f"has a caption {number} whose row is {row!r} of {rows}"), faults)
     caption["clip_embedding"] = int(row)
     return caption
-
-
-def _plain_id(image_id):
-    """Turn an id of numpy, pandas or torch into text or a whole number; None for anything else."""
-    if hasattr(image_id, "item") and getattr(image_id, "shape", None) in ((), (1,)):
-        image_id = image_id.item()
-    if isinstance(image_id, float) and image_id.is_integer():
-        image_id = int(image_id)
-    return image_id if isinstance(image_id, (int, str)) and not isinstance(image_id, bool) else None
 
 
 def _replace_half_pairs(path, captions):

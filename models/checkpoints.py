@@ -29,7 +29,7 @@ from models.published.shapes import find_differing
 from models.state_dicts import BASE, fill_captioner, trained_state
 from models.tensors import read_tensors, save_tensors
 from models.tuning import is_adapter, output_names
-from models.weights import build_language_model, find_weights, load_language_model, load_tokenizer, refuse_oversized
+from models.weights import build_language_model, find_weights, load_language_model, load_tokenizer, refuse_compressed, refuse_oversized
 
 OWN_CONFIG = "prefixcap"  # where a state dict's _metadata has the config, as JSON
 RUN_SUFFIX = re.compile(r"(-\d{3,}|_latest|_best)$")
@@ -94,10 +94,10 @@ def read_own_config(content, path):
 def carries_config(path):
     """Tell whether a file of weights carries its config, without reading the weights."""
     try:
+        refuse_compressed(path)
         with zipfile.ZipFile(path) as file:
-            names = [name for name in file.namelist() if name.endswith("/data.pkl")]
-            return any(OWN_CONFIG.encode() in file.read(name) for name in names)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, NotImplementedError):
+            return any(OWN_CONFIG.encode() in file.read(name) for name in file.namelist() if name.endswith("/data.pkl"))
+    except (UserError, OSError, zipfile.BadZipFile):  # load_checkpoint says what is wrong with it
         return False
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from common import UserError
 from features.audio import is_sound
 from features.finder import walk
-from features.image_ids import PICTURE_SUFFIXES, SOUND_SUFFIXES, name_images, printable_name
-from features.records import HALF_PAIR
+from features.image_ids import PICTURE_SUFFIXES, SOUND_SUFFIXES, name_images, plain_id, printable_name
 
 ADDRESS = re.compile(r"(https?|ftp|s3|gs):/{1,2}", re.IGNORECASE)  # a Path has turned // into /
 WORTH_WORKERS = 128  # files; fewer are read before worker processes have started
@@ -27,15 +26,6 @@ class Inputs:
     paths: list  # N files; empty for a feature file
     encoder: str | None = None  # the encoder that a feature file names
     are_sounds: bool = False
-
-
-def plain_id(image_id):
-    """Return an image_id as int, or as str that UTF-8 can hold, whatever a file holds: numbers of numpy and torch as what they are."""
-    if hasattr(image_id, "tolist"):
-        image_id = image_id.tolist()
-    if isinstance(image_id, list) and len(image_id) == 1:
-        image_id = image_id[0]
-    return image_id if type(image_id) is int else HALF_PAIR.sub("\ufffd", str(image_id))
 
 
 def refuse_addresses(*names):

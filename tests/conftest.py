@@ -21,6 +21,17 @@ for folder in (str(ROOT / "tests"), str(ROOT)):
         sys.path.insert(0, folder)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Fail a test that was skipped for want of a program that .ci/run has installed (PREFIXCAP_PROGRAMS names them)."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple):
+        missing = [name for name in os.environ.get("PREFIXCAP_PROGRAMS", "").split() if name in report.longrepr[2].lower()]
+        if missing:
+            report.outcome, report.longrepr = "failed", f"{report.longrepr[2]}, though {' and '.join(missing)} must be here"
+    return report
+
+
 @pytest.fixture(scope="session")
 def root():
     """The repository's root folder."""
