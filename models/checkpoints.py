@@ -27,9 +27,9 @@ from models.published.downloads import find_published
 from models.published.recognise import plain_state, recognise
 from models.published.shapes import find_differing
 from models.state_dicts import BASE, fill_captioner, trained_state
-from models.tensors import read_tensors, save_tensors
+from models.tensors import read_tensors, refuse_compressed, save_tensors
 from models.tuning import is_adapter, output_names
-from models.weights import build_language_model, find_weights, load_language_model, load_tokenizer, refuse_compressed, refuse_oversized
+from models.weights import build_language_model, find_weights, load_language_model, load_tokenizer, refuse_oversized
 
 OWN_CONFIG = "prefixcap"  # where a state dict's _metadata has the config, as JSON
 RUN_SUFFIX = re.compile(r"(-\d{3,}|_latest|_best)$")

@@ -6,12 +6,8 @@ A site without a network puts files under data/weights/ (see data/README.md) and
 import copy
 import functools
 import os
-import pickle
-import struct
 import sys
 import warnings
-import zipfile
-import zlib
 from pathlib import Path
 
 from common import UserError
@@ -23,11 +19,6 @@ HUB_NAMES |= {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium
 NOT_PASSED = ("model_type", "transformers_version", "dtype", "torch_dtype", "attn_implementation", "quantization_config", "auto_map")
 MOST_UNSAVED = 2**26  # numbers that a small language model may hold beside its weights: masks of GPT-Neo's length
 PROBE_SECONDS = 4  # the library itself waits most of a minute per name for an unreachable hub
-# What readers of weights, images and archives raise on a file that is damaged or of another kind.
-READ_ERRORS = (
-    OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
-    MemoryError, struct.error, zlib.error, pickle.UnpicklingError, zipfile.BadZipFile,
-)  # fmt: skip
 LANGUAGE_MODEL_FILES = "config.json, model.safetensors and the tokenizer's files (vocab.json and merges.txt, or tokenizer.json)"
 
 
@@ -67,51 +58,6 @@ def pick_file(found, names):
         if path.is_file():
             return path
     raise UserError(f"{found} holds {'neither ' if len(names) > 1 else 'no '}{' nor '.join(names)}. Put the published weights there.")
-
-
-def read_state(path):
-    """Read a weight file (.safetensors, or a state dict of torch) as a dict of tensors, without running code from it.
-
-    Raises:
-        UserError: its tensors would take more memory than the file.
-        One of READ_ERRORS: anything else that is wrong.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if Path(path).suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(str(error)) from error
-    refuse_compressed(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, tensor in state.items() if isinstance(state, dict) else ():
-        if isinstance(tensor, torch.Tensor) and tensor.numel() > max(1, tensor.untyped_storage().nbytes() // tensor.element_size()):
-            raise UserError(f"{path} promises more data than it holds ({name} is {tuple(tensor.shape)}): refused. Download it again.")
-    return state
-
-
-def refuse_compressed(path, concerns=lambda name: True):
-    """Refuse a zip whose members would take more memory than the file: torch stores them plainly and one after another.
-
-    Args:
-        path: a file, zip or not.
-        concerns: function(name of a member) that tells whether it will be read.
-
-    Raises:
-        UserError: members are compressed, or share their bytes.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        members = [member for member in archive.infolist() if concerns(member.filename)]
-    for member in members:
-        if member.compress_type != zipfile.ZIP_STORED:
-            raise UserError(f"{path} holds compressed data ({member.filename}), which torch never writes: refused.")
-    if sum(member.file_size for member in members) > os.path.getsize(path):
-        raise UserError(f"{path} promises more data than it holds: refused. Download it again.")
 
 
 def refuse_oversized(build, size):

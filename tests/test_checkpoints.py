@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import pickle
+import warnings
 
 import pytest
 import torch
 
+import tiny
 from common import UserError
 from helpers import captioner
 from models.checkpoints import config_path, load_checkpoint, save_checkpoint, save_config
@@ -154,6 +157,15 @@ def test_bad_checkpoints_are_one_line(tmp_path, tiny_gpt2):
             load_checkpoint(tmp_path / f"{name}.pt")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "was_run").exists()
+
+
+def test_a_feature_file_in_place_of_a_checkpoint_is_one_line_without_a_warning(tmp_path):
+    tiny.save_published_features(tmp_path / "features.pkl", [["a"], ["b"]])
+    content = pickle.loads((tmp_path / "features.pkl").read_bytes())
+    (tmp_path / "features.pkl").write_bytes(pickle.dumps(content, protocol=4))
+    with warnings.catch_warnings(), pytest.raises(UserError, match="features.pkl"):
+        warnings.simplefilter("error")
+        load_checkpoint(tmp_path / "features.pkl")
 
 
 def test_a_config_of_another_version_is_refused(tmp_path, tiny_gpt2):

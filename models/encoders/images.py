@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from common import KINDS
-from models.weights import READ_ERRORS
+from models.tensors import READ_ERRORS
 
 # Ordinary formats first: PIL loads its rarer readers only when it needs them.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "DIB")

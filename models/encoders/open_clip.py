@@ -8,17 +8,8 @@ from common import UserError
 from models.encoders.configs import read_config
 from models.encoders.encoder import Family, TextParts, call_module, image_encoder
 from models.encoders.preprocess import Preprocess
-from models.weights import (
-    READ_ERRORS,
-    find_weights,
-    first_line,
-    hub_file,
-    load_from_library,
-    pick_file,
-    refuse_compressed,
-    refuse_oversized,
-    weights_folder,
-)  # fmt: skip
+from models.tensors import READ_ERRORS, refuse_compressed
+from models.weights import find_weights, first_line, hub_file, load_from_library, pick_file, refuse_oversized, weights_folder
 
 TOKENIZER_SETTINGS = {"clean", "strip_sep_token", "language"}
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")

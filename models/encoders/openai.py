@@ -9,7 +9,8 @@ from models import weights
 from models.encoders.encoder import Encoder, Family, TextParts, call_module, check_side, no_tokens
 from models.encoders.preprocess import Preprocess
 from models.encoders.torchscript import is_torchscript, read_torchscript
-from models.weights import READ_ERRORS, find_weights, first_line, read_state, refuse_oversized, weights_folder
+from models.tensors import READ_ERRORS, read_state
+from models.weights import find_weights, first_line, refuse_oversized, weights_folder
 
 # The names OpenAI gave its models, in the order of their library.
 CLIP_NAMES = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")

@@ -8,7 +8,8 @@ from common import UserError
 from models.encoders.configs import read_config
 from models.encoders.encoder import Family, call_module, image_encoder
 from models.encoders.preprocess import Preprocess
-from models.weights import READ_ERRORS, find_weights, first_line, hub_file, pick_file, read_state, refuse_oversized, weights_folder
+from models.tensors import READ_ERRORS, read_state
+from models.weights import find_weights, first_line, hub_file, pick_file, refuse_oversized, weights_folder
 
 TINYVIT = "tiny_vit_21m_224.dist_in22k_ft_in1k"  # timm's name of the nearest public weights
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm names them on the hub

@@ -8,7 +8,7 @@ import math
 import pickle
 import zipfile
 
-from models.weights import refuse_compressed
+from models.tensors import refuse_compressed
 
 DTYPES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
@@ -54,7 +54,7 @@ def read_torchscript(path):
 
     Raises:
         UserError: compressed or overlapping tensors.
-        One of models.weights.READ_ERRORS: anything else that is wrong.
+        One of models.tensors.READ_ERRORS: anything else that is wrong.
     """
     with zipfile.ZipFile(path) as archive:
         root = next(name for name in archive.namelist() if name.endswith("/constants.pkl")).removesuffix("constants.pkl")
