@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 
 from common import KINDS, UserError
+from features.parquet_pages import count_page_bytes
 
 EXPANSION, SPARE = 64, 2**24  # content may have this many times the file's bytes, and so many more
 AGAIN = "Make this part again."
@@ -46,6 +47,7 @@ def read_columns(path, wanted):
     Raises:
         UserError: the file is damaged, or its content is far larger than the file.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     most = EXPANSION * check_regular(path) + SPARE
@@ -54,14 +56,22 @@ def read_columns(path, wanted):
         groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
         chunks = (group.column(number) for group in groups for number in range(group.num_columns))
         chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in wanted]
-        for size in (sum(chunk.total_uncompressed_size for chunk in chunks), sum(8 * chunk.num_values for chunk in chunks)):
+        for size in (count_page_bytes(path, chunks), sum(8 * chunk.num_values for chunk in chunks)):
             _check_size(path, size, most)
         # Text stays a dictionary at first: a page may say "this megabyte, a million times".
         texts = list({chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"})
-        table = pq.ParquetFile(path, metadata=file.metadata, read_dictionary=texts).read(columns=list(wanted))
-        columns = {name: table[name].combine_chunks() for name in wanted}
-        _check_size(path, sum(map(_expanded_size, columns.values())), most)
-        return {name: _expand(column) for name, column in columns.items()}
+        source = pq.ParquetFile(path, metadata=file.metadata, read_dictionary=texts)
+        parts = {name: [] for name in wanted}
+        held = 0
+        # One row group at a time: pyarrow cannot join lists whose texts have several dictionaries.
+        for number in range(max(1, source.num_row_groups)):
+            table = source.read_row_groups([number] if source.num_row_groups else [], columns=list(wanted))
+            columns = {name: table[name].combine_chunks() for name in wanted}
+            held += sum(map(_expanded_size, columns.values()))
+            _check_size(path, held, most)
+            for name, column in columns.items():
+                parts[name].append(_expand(column))
+        return {name: pa.concat_arrays(several) for name, several in parts.items()}
 
     return _guarded(path, read)
 
@@ -92,7 +102,7 @@ def _guarded(path, read):
         return read(pq.ParquetFile(path))
     except UserError:
         raise
-    except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as parquet ({' '.join(str(error).split())[:120]}). {AGAIN}") from error
     finally:
         pa.default_memory_pool().release_unused()

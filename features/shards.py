@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import UserError, remove_own_files, replace_file
+from features.columns import read_columns, read_schema
 from features.pieces import file_stamp
 from features.tables import CAPTION_COLUMNS, decode_text, texts_of
 
@@ -182,16 +183,14 @@ def read_failures(path):
     table = Path(path).with_suffix(".parquet")
     if not table.is_file():
         return []
-    import pyarrow
-    import pyarrow.parquet
-
     try:
-        columns = pyarrow.parquet.read_table(table)
-    except (pyarrow.ArrowException, OSError):
+        present = set(read_schema(table)[0].names)
+        if not {"key", "status"} <= present:
+            return []
+        columns = read_columns(table, [name for name in ("key", "url", "status", "error_message") if name in present])
+    except UserError:
         return [("", str(table), "a table that cannot be read")]
-    if not {"key", "status"} <= set(columns.column_names):
-        return []
-    rows = columns.select([name for name in ("key", "url", "status", "error_message") if name in columns.column_names]).to_pylist()
+    rows = [dict(zip(columns, values)) for values in zip(*(column.to_pylist() for column in columns.values()))]
     return [
         (row["key"], row.get("url") or "", " ".join(f"{row['status']} {row.get('error_message') or ''}".split()))
         for row in rows

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -10,9 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import check
 from common import UserError
+from features.columns import read_columns
 from features.store import load_features, save_features
 
 META = {"encoder": "ViT-B/32", "normalized": False}
@@ -188,3 +193,62 @@ def test_an_id_of_another_type_is_one_line(tmp_path, image_id, capsys):
     with pytest.raises(UserError, match="image_id"):
         load_features(tmp_path / "a.pkl")
     assert check.main([str(tmp_path / "a.pkl"), "--sample", "0"]) == 1
+
+
+def write_lying_table(path, size):
+    """Write a table whose one caption unpacks to `size` bytes while the footer says 40. Returns the size of the file."""
+    pq.write_table(pa.table({"image_path": ["a.jpg"], "caption": ["a" * size]}), path, compression="zstd", use_dictionary=False,
+                   write_statistics=False)  # fmt: skip
+
+    def number(value):
+        return bytes((value >> shift & 127) | (128 if value >> shift + 7 else 0) for shift in range(0, value.bit_length(), 7))
+
+    true = number(2 * pq.ParquetFile(path).metadata.row_group(0).column(1).total_uncompressed_size)
+    content = path.read_bytes()
+    assert content.count(true) >= 1
+    at = content.rindex(true)
+    path.write_bytes(content[:at] + bytes([80 | 128, *[128] * (len(true) - 2), 0]) + content[at + len(true) :])
+    assert pq.ParquetFile(path).metadata.row_group(0).column(1).total_uncompressed_size == 40
+    return path.stat().st_size
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak of memory is read from /proc")
+def test_pages_that_unpack_to_more_than_the_footer_says_are_refused_before_they_are_read(tmp_path):
+    size = write_lying_table(tmp_path / "lie.parquet", 400_000_000)
+    assert size < 100_000
+    program = (
+        "import re, sys; from common import UserError; from features.columns import read_columns\n"
+        "try: read_columns(sys.argv[1], ['caption'])\n"
+        "except UserError as error: print(error, re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1], sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "lie.parquet"], capture_output=True, text=True, check=True)
+    message, kilobytes = done.stdout.splitlines()
+    assert "far more than a file of" in message and "\n" not in message
+    assert int(kilobytes) < 200_000
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_tables_of_several_row_groups_and_pages_are_read_whole(tmp_path, version, compression, dictionary):
+    captions = [None if row % 5 == 0 else f"{row} " * (row % 7) for row in range(500)]
+    lists = [[f"{row}", "y"][: row % 3] for row in range(500)]
+    table = pa.table({"caption": captions, "more": pa.array(lists, pa.list_(pa.string()))})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=70, data_page_size=100, data_page_version=version, compression=compression,
+                   use_dictionary=dictionary, write_page_checksum=True)  # fmt: skip
+    columns = read_columns(tmp_path / "t.parquet", ["caption", "more"])
+    assert columns["caption"].to_pylist() == captions and columns["more"].to_pylist() == lists
+
+
+@given(place=st.floats(0, 1), byte=st.integers(0, 255))
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_table_is_read_or_refused_in_one_line(tmp_path_factory, place, byte):
+    path = tmp_path_factory.getbasetemp() / "damaged.parquet"
+    pq.write_table(pa.table({"caption": [f"a caption {row}" for row in range(40)]}), path, compression="zstd")
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] = byte
+    path.write_bytes(content)
+    try:
+        read_columns(path, ["caption"])
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
