@@ -87,12 +87,14 @@ def test_a_finished_run_is_continued_with_more_steps(finished, tiny_gpt2, capsys
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_the_warm_up_follows_the_length_where_it_is_a_share(data, tiny_gpt2, capsys):
+@pytest.mark.parametrize(("warm_up", "epochs", "rate"), [(["--warmup_ratio", "0.2"], 2, "0.000625"), ([], 4, "0.000789")])
+def test_the_warm_up_follows_the_length_where_it_is_a_share(data, tiny_gpt2, capsys, warm_up, epochs, rate):
+    """One epoch is 5 steps. By default a twentieth of the run is warm-up: no step of 5, one of 20."""
     words = ["--data", "train.pkl", "--out_dir", "out", "--gpt2_type", str(tiny_gpt2), "--device", "cpu", "--bs", "5"]
-    words += ["--warmup_ratio", "0.2", "--lr", "1e-3", "--tracker", "none"]
+    words += [*warm_up, "--lr", "1e-3", "--tracker", "none"]
     assert train.main([*words, "--epochs", "1"]) == 0
-    assert train.main([*words, "--epochs", "2", "--resume"]) == 0
-    assert "after step 5 the learning rate is 0.000625 instead of 0" in capsys.readouterr().out
+    assert train.main([*words, "--epochs", str(epochs), "--resume"]) == 0
+    assert f"after step 5 the learning rate is {rate} instead of 0" in capsys.readouterr().out
 
 
 def test_a_run_is_not_resumed_behind_its_end(data, tiny_gpt2, capsys):

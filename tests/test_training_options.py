@@ -107,6 +107,22 @@ def test_the_warm_up_may_be_a_share_of_the_run(data, language_models):
     assert rates == pytest.approx([1e-3 * share for share in (0, 1 / 4, 2 / 4, 3 / 4, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6)])
 
 
+@pytest.mark.parametrize(("more", "steps", "warm_up"), [([], 40, 2), ([], 141_000, 5000), ([], 60_000, 3000), (["--published"], 40, 5000),
+                                                        (["--warmup_steps", "7"], 40, 7)])  # fmt: skip
+def test_the_default_warm_up_is_5000_steps_but_at_most_a_twentieth_of_the_run(more, steps, warm_up):
+    from training.batches import count_warmup
+    from training.options import parse_options
+
+    assert count_warmup(parse_options(more, ""), steps) == warm_up
+
+
+def test_a_short_run_at_the_published_rate_is_advised(data, language_models, capsys):
+    run(language_models / "gpt2", "--max_steps", 1, "--lr", 2e-5)
+    assert "advice: 1 steps at the published --lr of 2e-05" in capsys.readouterr().out
+    run(language_models / "gpt2", "--max_steps", 1, "--lr", 3e-4)
+    assert "advice" not in capsys.readouterr().out
+
+
 def test_the_gradient_is_clipped_over_all_of_it(data, language_models, monkeypatch):
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 

@@ -7,7 +7,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 
 from common import UserError
-from training.options import WARMUP_STEPS
+from training.options import WARMUP_SHARE, WARMUP_STEPS
 
 # A GPU computes while the next batches are packed; a CPU has no core to spare for it.
 PACKED_AHEAD = {"cuda": 4, "mps": 2}
@@ -72,13 +72,18 @@ def make_plan(model, data, options, device_type, say):
         raise UserError(f"--drop_last leaves nothing of {captions} captions: one batch is --bs {options.bs}. Take a smaller --bs.")
     total = options.epochs * steps_per_epoch
     total = total if options.max_steps is None else min(total, options.max_steps)
-    if options.warmup_ratio is not None:
-        warmup = round(options.warmup_ratio * total)
-    else:
-        warmup = WARMUP_STEPS if options.warmup_steps is None else options.warmup_steps
     packed = takes_packed_rows(model, data, options.bs, say)
     row_slots = choose_row_slots(dataclasses.replace(data, packed=packed), options.bs, options.sampling, device_type)
-    return Plan(steps_per_epoch, total, warmup, packed, row_slots)
+    return Plan(steps_per_epoch, total, count_warmup(options, total), packed, row_slots)
+
+
+def count_warmup(options, total):
+    """Count the optimizer steps of warm-up of a run of `total` steps."""
+    if options.warmup_ratio is not None:
+        return round(options.warmup_ratio * total)
+    if options.warmup_steps is not None:
+        return options.warmup_steps
+    return WARMUP_STEPS if options.published else min(WARMUP_STEPS, round(WARMUP_SHARE * total))
 
 
 def run_batches(data, options, plan, step, accelerator):

@@ -25,7 +25,9 @@ def describe_identity(options, plan, start, precision, config, digest, val_diges
         Dict of plain values.
     """
     identity = {name: value for name, value in vars(options).items() if name not in NOT_COMPARED}
+    follows = options.warmup_steps is None and not options.published  # the warm-up changes with the length of the run
     identity |= {"init_from": start, "warmup_steps": plan.warmup_steps, "total_steps": plan.total_steps, "precision": precision}
+    identity |= {"warmup_follows": follows}
     return identity | {"model": vars(config), "data": digest, "val_data": val_digest}
 
 
@@ -108,7 +110,8 @@ def read_resume_point(path, identity):
         raise UserError(f"{path} is not a resume point of train.py. Remove it, or train without --resume.")
     differing = find_differences(state["identity"], identity)
     differing.pop("total_steps", None)
-    if identity["warmup_ratio"] is not None:  # the warm-up changes with the length
+    recorded = state["identity"]
+    if identity["warmup_follows"] and recorded.get("warmup_follows", recorded["warmup_ratio"] is not None):
         differing.pop("warmup_steps", None)
     if differing:
         was = ", ".join(f"{name} {before!r} (now {now!r})" for name, (before, now) in differing.items())

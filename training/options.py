@@ -11,7 +11,9 @@ from common import Parser
 from models.mappers import MAPPERS
 from models.tuning import TUNINGS
 
+LR = 2e-5  # as published
 WARMUP_STEPS = 5000  # as published
+WARMUP_SHARE = 0.05  # of the run, at most
 
 # What --published sets, unless the option is given too. The README's table of differences names the same options.
 PUBLISHED = {
@@ -129,9 +131,10 @@ def _add_training(parser):
     group.add_argument("--epochs", type=int, default=10, help="number of passes over the data (default %(default)s)")
     group.add_argument("--max_steps", type=int, help="stop after this many optimizer steps; the schedule ends there too (default no limit)")
     group.add_argument("--bs", type=int, default=40, help="captions per optimizer step, over all processes (default %(default)s)")
-    group.add_argument("--lr", type=float, default=2e-5, help="peak learning rate (default %(default)s)")
+    group.add_argument("--lr", type=float, default=LR, help="peak learning rate (default %(default)s)")
     group.add_argument("--mapper_lr", type=float, help="peak learning rate of the mapper (default --lr)")
-    group.add_argument("--warmup_steps", type=int, help=f"optimizer steps of linear warm-up (default {WARMUP_STEPS})")
+    group.add_argument("--warmup_steps", type=int, help=f"optimizer steps of linear warm-up (default {WARMUP_STEPS}, but at most "
+                       f"{WARMUP_SHARE:.0%}% of the run; with --published always {WARMUP_STEPS})")  # fmt: skip
     group.add_argument("--warmup_ratio", type=float, help="warm-up as a share of the run, instead of --warmup_steps (default none)")
     group.add_argument("--weight_decay", type=float, default=0.0,
                        help="weight decay of AdamW, on matrices only (default %(default)s, as published)")  # fmt: skip

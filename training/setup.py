@@ -6,8 +6,10 @@ import sys
 
 from common import UserError
 from training.data import caption_with_base, file_digest, load_base_captioner, tokenize_data
+from training.options import LR
 from training.start import take_weights
 
+FEW_STEPS = 5000
 FLOAT32 = 4  # bytes; weights, gradients and AdamW's two averages are float32 whatever the precision
 
 
@@ -134,7 +136,7 @@ def prepare_data(features, val_features, model, options, device, say):
 
 
 def describe_run(model, data, options, plan, precision, device, say):
-    """Print data, trained parameters, the estimated memory, and a warning where the warm-up is longer than the run."""
+    """Print data, trained parameters, the estimated memory, and a warning where the schedule is too slow for a run so short."""
     from models.tuning import parameter_table
 
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -157,6 +159,11 @@ def describe_run(model, data, options, plan, precision, device, say):
         say(
             f"warm-up of {plan.warmup_steps:,} steps is longer than the run of {plan.total_steps:,}: the learning rate will reach "
             f"{plan.total_steps / plan.warmup_steps:.0%} of {options.lr:g}. A shorter run needs a smaller --warmup_steps."
+        )
+    if options.lr == LR and plan.total_steps < FEW_STEPS and options.init_from in (None, "none") and not options.published:
+        say(
+            f"advice: {plan.total_steps:,} steps at the published --lr of {LR:g}, meant for 140,000, teach a fresh mapper little. "
+            "docs/small-captioner.md says what small data sets want."
         )
 
 
