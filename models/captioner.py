@@ -5,6 +5,7 @@ R rows of L slots, and T predicted tokens.
 """
 
 import dataclasses
+import re
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from torch import nn
 from models.loss import caption_loss, cross_entropy
 from models.mappers import build_mapper
 from models.tuning import apply_tuning, rest_untrained
+
+BASE_CAPTION, RETRIEVED_CAPTIONS = "{base}", "{retrieved}"  # places in a prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,7 @@ class ClipCaptionModel(nn.Module):
     Attributes:
         base_captioner: BaseCaptioner whose captions fill {base} in the prompt, or None. It is not part of the module: it is not trained,
             counted, moved, or in the state dict.
+        datastore: features.datastore.Datastore whose captions fill {retrieved} in the prompt, or None. It is no part of the module either.
         origin: Origin of the weights.
 
     Args:
@@ -47,6 +51,7 @@ class ClipCaptionModel(nn.Module):
         self.tokenizer = tokenizer
         self.gpt = gpt
         self.base_captioner = None
+        self.datastore = None
         self.origin = Origin()
         width = gpt.get_input_embeddings().weight.shape[1]
         self.clip_project = build_mapper(config, width)
@@ -158,6 +163,7 @@ def position_count(gpt):
     return positions if positions is not None else getattr(gpt.config, "max_seq_len", None)
 
 
-def fill_prompt(prompt, base_caption=""):
-    """Return the text between prefix and caption: the prompt with the base captioner's caption, stripped, in place of {base}."""
-    return prompt.replace("{base}", base_caption.strip())
+def fill_prompt(prompt, base_caption="", retrieved=""):
+    """Return the text between prefix and caption: the prompt with texts, stripped, in place of {base} and {retrieved}."""
+    texts = {BASE_CAPTION: base_caption.strip(), RETRIEVED_CAPTIONS: retrieved.strip()}
+    return re.sub("|".join(map(re.escape, texts)), lambda place: texts[place[0]], prompt)

@@ -29,6 +29,7 @@ def generate(
     min_length=0,
     text_prompt=None,
     return_ended=False,
+    image_ids=None,
 ):
     """Caption a batch of embeddings.
 
@@ -51,6 +52,7 @@ def generate(
         min_length: tokens before the stop token may be taken. A caption stops early only where the rules forbid every other token.
         text_prompt: text that every caption begins with, without spaces at its end. Lengths and scores count what follows it.
         return_ended: add to each pair whether the caption ended with its stop token.
+        image_ids: B ids of the images. Where the prompt shows captions of similar images, those of the image itself are left out.
 
     Returns:
         list of B lists of num_captions pairs (text, score), best first. The score is the mean log-probability of a token in nats, as the
@@ -75,7 +77,7 @@ def generate(
 
     first_seed = torch.seed() % 2**40 if seed is None else seed
     captions = [None] * len(prefix)
-    for images, start in add_prompts(model, clip_embedding, prefix, settings.prompt):
+    for images, start in add_prompts(model, clip_embedding, prefix, settings.prompt, image_ids):
         limit = settings.entry_length
         if settings.positions is not None:
             limit = min(limit, settings.positions - start.shape[1] + 1)

@@ -94,7 +94,7 @@ def load_captioner(path, gpt2_type, device, mixed_precision):
     return accelerate_model(model)
 
 
-def caption_all(model, embeddings, options, num_captions=None, return_ended=False):
+def caption_all(model, embeddings, options, num_captions=None, return_ended=False, image_ids=None):
     """Caption every embedding, batch by batch.
 
     Args:
@@ -103,6 +103,7 @@ def caption_all(model, embeddings, options, num_captions=None, return_ended=Fals
         options: what add_decoding_options and add_running_options read.
         num_captions: captions per image, if not the option's.
         return_ended: add to each caption whether it ended with the stop token.
+        image_ids: N ids, as models.decoding.generate takes them.
 
     Returns:
         List of N lists of (text, score), best first; with return_ended, (text, score, ended).
@@ -132,6 +133,7 @@ def caption_all(model, embeddings, options, num_captions=None, return_ended=Fals
             min_length=options.min_length,
             text_prompt=options.text_prompt,
             return_ended=return_ended,
+            image_ids=image_ids and image_ids[start : start + options.batch_size],
         )
         broken = next((one[1] for of_image in captions[start:] for one in of_image if not math.isfinite(one[1])), None)
         if broken is not None:
@@ -143,7 +145,7 @@ def caption_all(model, embeddings, options, num_captions=None, return_ended=Fals
 # -- Reranking -------------------------------------------------------------------------------------------------------------
 
 
-def caption_and_rerank(model, embeddings, options, encoder, frequencies=None, return_ended=False):
+def caption_and_rerank(model, embeddings, options, encoder, frequencies=None, return_ended=False, image_ids=None):
     """Caption every embedding and put the caption first that --rerank finds best.
 
     Args:
@@ -152,7 +154,7 @@ def caption_and_rerank(model, embeddings, options, encoder, frequencies=None, re
         options: as caption_all takes them. --beam_size captions per image are decoded, or --num_captions if that is more.
         encoder: its name, for clip.
         frequencies: for consensus, prediction.ngrams.DocumentFrequencies of the training set, or None.
-        return_ended: as caption_all takes it.
+        return_ended, image_ids: as caption_all takes them.
 
     Returns:
         What caption_all returns; the scores stay mean log-probabilities.
@@ -162,14 +164,14 @@ def caption_and_rerank(model, embeddings, options, encoder, frequencies=None, re
     """
     several = max(options.beam_size, options.num_captions)
     if options.rerank == "consensus":
-        captions = caption_all(model, embeddings, options, several, return_ended)
+        captions = caption_all(model, embeddings, options, several, return_ended, image_ids)
         return rerank_by_agreement(captions, options.num_captions, frequencies)
     from models.encoders.text import require_text_tower
 
     if embeddings.ndim != 2:
         raise UserError("--rerank clip needs one embedding per image; these images have several. Use --rerank consensus.")
     tower = require_text_tower(encoder, options.device, "--rerank clip")
-    captions = caption_all(model, embeddings, options, several, return_ended)
+    captions = caption_all(model, embeddings, options, several, return_ended, image_ids)
     return rerank(captions, embeddings, tower, options.num_captions)
 
 
