@@ -133,7 +133,7 @@ def as_sentence(text):
     return text if text.endswith((".", "!", "?", ";", ":")) else f"{text}."
 
 
-def open_datastore(paths, kind, count, wanted_by, project=None):
+def open_datastore(paths, kind, count, wanted_by, load_projection):
     """Read a datastore.
 
     Args:
@@ -141,7 +141,7 @@ def open_datastore(paths, kind, count, wanted_by, project=None):
         kind: features.content.EmbeddingKind that queries have.
         count: captions per prompt.
         wanted_by: what needs it, for an error.
-        project: as Datastore takes it.
+        load_projection: function from an encoder's name to one that carries embeddings of its pictures into the space of its texts.
 
     Returns:
         Datastore.
@@ -150,8 +150,10 @@ def open_datastore(paths, kind, count, wanted_by, project=None):
         UserError: a file cannot be read, is of another encoder or width, or has too few images with captions.
     """
     features = join_features([group_by_image(load_features(path)) for path in paths], paths)
-    check_compatible(features.kind, dataclasses.replace(kind, normalized=None), paths[0], wanted_by)
-    return Datastore(features, paths[0], count, project)
+    found = features.kind if kind.are_texts else features.image_kind
+    check_compatible(found, dataclasses.replace(kind, normalized=None), paths[0], wanted_by)
+    projects = features.kind.are_texts and not kind.are_texts and features.meta.get("picture_width")
+    return Datastore(features, paths[0], count, load_projection(kind.encoder or found.encoder) if projects else None)
 
 
 def ids_by_row(features):

@@ -1,6 +1,7 @@
 """The data of a run: feature files read, joined and tokenized, and base captions for prompts."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -98,7 +99,8 @@ def load_validation_data(options, trained_on, say):
     from features.content import check_compatible
 
     features = load_data(options.val_data, False, say)
-    check_compatible(features.kind, trained_on.kind, options.val_data[0], options.data[0])
+    expected = trained_on.kind if features.kind.are_texts else trained_on.image_kind  # texts are validated on pictures or on texts
+    check_compatible(features.kind, expected, options.val_data[0], options.data[0])
     return features
 
 
@@ -166,11 +168,12 @@ def attach_datastore(model, features, options, device):
         UserError: the datastore cannot be read, does not fit the data, or is too small.
     """
     from features.datastore import Datastore, open_datastore
+    from models.encoders.text import load_projection
 
     count = options.retrieved_captions or RETRIEVED
     paths = options.datastore or options.data
     if options.datastore:
-        model.datastore = open_datastore(paths, features.kind, count, "--data")
+        model.datastore = open_datastore(paths, features.kind, count, "--data", functools.partial(load_projection, device=device))
     else:
         model.datastore = Datastore(features, paths[0], count)
     model.config.retrieval = {"captions": count, "datastore": [str(path) for path in paths], "digest": model.datastore.digest}

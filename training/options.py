@@ -38,7 +38,7 @@ NOT_COMPARED = {
     *("mixed_precision", "warmup_steps", "init_from"),  # compared as settled
     *("data", "val_data", "is_rn"),  # compared by content
     *("gpt2_type", "prefix_length", "prefix_length_clip", "mapping_type", "num_layers", "normalize_prefix"),  # in the model's config
-    *("stop_token", "prompt", "base_checkpoint", "datastore", "retrieved_captions"),  # likewise
+    *("stop_token", "prompt", "base_checkpoint", "datastore", "retrieved_captions", "noise_variance", "modality_offset"),  # likewise
     *("tune", "only_prefix", "freeze_mapper", "lora"),  # likewise
     *(f"lora_{name}" for name in LORA),
 }
@@ -67,7 +67,7 @@ DROPOUT = Limits(0, 0.999)
 SIZE = Limits(1, 10_000)
 LIMITS = {
     **dict.fromkeys(("bs", "accumulate", "keep_last", "patience", "log_every", "save_every", "save_steps", "val_every"), Limits()),
-    **dict.fromkeys(("warmup_steps", "max_steps", "seed", "val_captions"), AT_LEAST_0),
+    **dict.fromkeys(("warmup_steps", "max_steps", "seed", "val_captions", "noise_variance"), AT_LEAST_0),
     **dict.fromkeys(("prefix_length", "prefix_length_clip", "lora_rank"), SIZE),
     **dict.fromkeys(("lr", "mapper_lr"), RATE),
     **dict.fromkeys(("warmup_ratio", "weight_decay"), SHARE),
@@ -192,12 +192,18 @@ def _add_saving_and_fidelity(parser):
 
 
 def _add_beyond(parser):
-    group = parser.add_argument_group("retrieval", "For {retrieved} in --prompt, as in SmallCap; docs/beyond.md.")
+    group = parser.add_argument_group("retrieval and training on texts", "As in SmallCap, CapDec and DeCap; see docs/beyond.md.")
     group.add_argument("--datastore", nargs="+", metavar="FILE",
-                       help="feature files or folders of the same encoder, of images or texts, whose captions are shown; an image's own "
-                            "captions are left out (default --data)")  # fmt: skip
+                       help="feature files or folders of the same encoder, of images or texts, whose captions take the place of "
+                            "{retrieved} in --prompt; an image's own captions are left out (default --data)")  # fmt: skip
     group.add_argument("--retrieved_captions", type=int, metavar="K",
                        help=f"captions shown, one of each of the K nearest images (default {RETRIEVED})")  # fmt: skip
+    group.add_argument("--noise_variance", type=float, metavar="X",
+                       help="variance of the noise on every coordinate of a normalised text embedding, in training only "
+                            "(default 0.016 for features of parse_text.py)")  # fmt: skip
+    group.add_argument("--modality_offset", metavar="FILE",
+                       help="feature file of any pictures: measure how far the mean of their embeddings is from that of the texts, and "
+                            "subtract it from pictures when captioning (default none)")  # fmt: skip
 
 
 def _describe(registry):

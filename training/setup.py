@@ -7,6 +7,7 @@ import sys
 from common import UserError
 from training.data import attach_datastore, caption_with_base, file_digest, load_base_captioner, tokenize_data
 from training.start import take_weights
+from training.texts import describe_text_training, in_text_space
 
 FLOAT32 = 4  # bytes; weights, gradients and AdamW's two averages are float32 whatever the precision
 
@@ -86,6 +87,7 @@ def _describe_model(options, features, gpt, gpt2_type):
         freeze_mapper=options.freeze_mapper,
         embeddings_per_image=features.embeddings_per_image,
         prompt=options.prompt,
+        text_training=describe_text_training(options, features),
     )
 
 
@@ -116,7 +118,7 @@ def prepare_data(features, val_features, model, options, device, say):
     Returns:
         CaptionData of the training data, and of the validation data or None.
     """
-    sets = [(features, options.data[0])] + ([(val_features, options.val_data[0])] if val_features else [])
+    sets = [(features, options.data[0])] + ([(in_text_space(val_features, model), options.val_data[0])] if val_features else [])
     captions, retrieved = [None] * len(sets), [None] * len(sets)
     if options.base_checkpoint:
         from accelerate.state import PartialState

@@ -185,7 +185,9 @@ class CaptionSample:
             for start in range(0, len(self.embeddings), DECODED_TOGETHER):
                 chunk = self.embeddings[start : start + DECODED_TOGETHER].float()
                 ids = self.ids[start : start + DECODED_TOGETHER]
-                decoded += [several[0] for several in generate(model, chunk, "greedy", return_ended=True, seed=0, image_ids=ids)]
+                decoded += [
+                    several[0] for several in generate(model, chunk, "greedy", return_ended=True, seed=0, image_ids=ids, in_text_space=True)
+                ]
         texts = [text for text, _, _ in decoded]
         words = tokenize_plain(texts)
         cider = score_cider(words, self.references)
