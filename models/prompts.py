@@ -8,6 +8,8 @@ import torch
 from common import UserError
 from models.captioner import BASE_CAPTION, RETRIEVED_CAPTIONS, fill_prompt
 
+MOST_TOGETHER = 64  # images decoded together behind retrieved captions
+
 
 def encode_prompts(model, clip_embedding, image_ids=None):
     """Tokenize the text that stands between prefix and caption, image by image.
@@ -57,8 +59,11 @@ def add_prompts(model, clip_embedding, prefix, more=(), image_ids=None):
     groups = {}
     for image, ids in enumerate(prompts):
         groups.setdefault(len(ids), []).append(image)
-    for length, images in groups.items():
-        start = prefix if len(groups) == 1 else prefix[images]  # [b, P, E]
+    # Behind retrieved captions callers hand in many images at once, so that groups are not of one image each.
+    most = MOST_TOGETHER if model.datastore is not None else len(prompts)
+    parts = [(length, images[first : first + most]) for length, images in groups.items() for first in range(0, len(images), most)]
+    for length, images in parts:
+        start = prefix if len(parts) == 1 else prefix[images]  # [b, P, E]
         if length:
             ids = torch.tensor([prompts[image] for image in images], device=prefix.device)  # [b, Q]
             start = torch.cat([start, model.gpt.get_input_embeddings()(ids).to(start.dtype)], dim=1)  # [b, P + Q, E]

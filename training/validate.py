@@ -182,12 +182,11 @@ class CaptionSample:
 
         decoded = []
         with uncompiled(model):
-            for start in range(0, len(self.embeddings), DECODED_TOGETHER):
-                chunk = self.embeddings[start : start + DECODED_TOGETHER].float()
-                ids = self.ids[start : start + DECODED_TOGETHER]
-                decoded += [
-                    several[0] for several in generate(model, chunk, "greedy", return_ended=True, seed=0, image_ids=ids, in_text_space=True)
-                ]
+            step = DECODED_TOGETHER if model.datastore is None else len(self.embeddings)  # generate gathers prompts of one length
+            for start in range(0, len(self.embeddings), step):
+                chunk, ids = self.embeddings[start : start + step].float(), self.ids[start : start + step]
+                found = generate(model, chunk, "greedy", return_ended=True, seed=0, image_ids=ids, in_text_space=True)
+                decoded += [several[0] for several in found]
         texts = [text for text, _, _ in decoded]
         words = tokenize_plain(texts)
         cider = score_cider(words, self.references)
