@@ -19,12 +19,12 @@ from features.encoder_names import file_stem
 from features.image_ids import HALF_PAIR, printable_name
 from features.options import positive
 from features.store import load_features, save_features
-from features.tables import find_caption_columns, find_separator, read_csv, read_text, texts_of
+from features.tables import find_caption_columns, find_separator, read_csv, read_jsonl, read_text, texts_of
 from models.encoders import ENCODER_HELP
 
 TABLES = (".csv", ".tsv")
 MISSING = "Check the path."
-HEADED = re.compile(r"image(_name)?\s*[,|]|.+#\d+\s")  # how Flickr's .txt and .token files begin
+HEADED = re.compile(r"image,\s*caption\s*\n|image_name\s*[,|]|\S+#\d+\t")  # how Flickr's .txt and .token files begin
 
 
 def parse_options(argv=None):
@@ -63,12 +63,18 @@ def read_captions(path, caption_columns=None, splits=("train", "restval")):
         features = load_features(path)
         return list(zip(features.image_ids(), features.texts))
     text = read_text(path, MISSING)
-    if suffix in TABLES and (caption_columns or not _names_pictures(text)):
-        columns, rows = read_csv(path)
+    if suffix == ".jsonl" or suffix in TABLES and (caption_columns or not _names_pictures(text)):
+        columns, rows = read_jsonl(path) if suffix == ".jsonl" else read_csv(path)
         wanted = find_caption_columns(columns, caption_columns, path)
-        return _number([one for row in rows for column in wanted for one in texts_of(row.get(column))], path)
+        try:
+            return _number([one for row in rows for column in wanted for one in texts_of(row.get(column))], path)
+        except ValueError as error:
+            raise UserError(f"{path} has a caption that is {error}; expected a text or a list of texts.") from error
     if suffix == ".json" and _is_list_of_texts(text):
-        return _number(json.loads(text), path)
+        try:
+            return _number(json.loads(text.removeprefix("\ufeff")), path)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is not JSON ({error}). Copy or make it again.") from error
     if suffix not in (*TABLES, ".json") and not HEADED.match(text):
         return _number(text.splitlines(), path)
     images = read_annotations(path, MISSING).images
@@ -93,7 +99,7 @@ def _is_list_of_texts(text):
 def _number(texts, path):
     """Name captions by their file and number."""
     if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{path} is a list that holds something else beside texts; expected captions only. Remove the rest.")
+        raise UserError(f"{path} holds something else beside texts; expected captions only. Remove the rest.")
     return [(f"{printable_name(path.stem)}:{number}", text) for number, text in enumerate(texts)]
 
 

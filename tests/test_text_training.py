@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import check
 import evaluate
 import helpers
 import parse_text
@@ -83,11 +84,13 @@ def test_the_projection_onto_a_memory_equals_a_plain_reference():
         assert np.allclose(found, unit(mean), atol=1e-4)
 
 
-def test_parse_text_writes_a_row_per_caption_of_the_text_tower(data):
+def test_parse_text_writes_a_row_per_caption_of_the_text_tower(data, capsys):
     features = load_features("texts.pkl")
     assert features.texts == TEXTS
     assert features.caption_rows.tolist() == list(range(len(TEXTS)))
     assert torch.allclose(features.clip_embedding, load_text_tower("hf:clip").encode_text(TEXTS), atol=1e-6)
+    assert check.main(["texts.pkl"]) == 0
+    assert "embeddings of the captions themselves" in capsys.readouterr().out
     facts = {"encoder": "hf:clip", "modality": "text", "normalized": True, "picture_width": 32, "source": "captions.txt"}
     assert {name: features.meta[name] for name in facts} == facts
 
@@ -97,6 +100,7 @@ def test_parse_text_writes_a_row_per_caption_of_the_text_tower(data):
     ("b.csv", "file_name,caption\n1.jpg,one\n2.jpg,two\n", ["one", "two"]),
     ("c.json", '["one", "two"]', ["one", "two"]),
     ("d.json", json.dumps([{"image_id": 7, "caption": "one"}, {"image_id": 7, "caption": "two"}]), ["one", "two"]),
+    ("h.jsonl", '{"text": "one"}\n{"text": ["two", "three"]}\n', ["one", "two", "three"]),
     ("e.txt", "image,caption\n1.jpg,one, two\n", ["one, two"]),
     ("f.txt", "one\r\ntwo, three\n", ["one", "two, three"]),
     ("g.json", json.dumps({"dataset": "x", "images": [
@@ -225,8 +229,13 @@ def test_mistakes_give_one_line(data, capsys):
             assert message in helpers.error_line(script.main, capsys, given), words
     (data / "empty.txt").write_text("\n \n")
     (data / "bad.json").write_text('["a", 3]')
+    (data / "cut.json").write_text('["a", ')
+    (data / "bad.jsonl").write_text('{"caption": 3}')
+    (data / "other.csv").write_text("one,two\na,b\n")
     for words, message in (
         (["empty.txt"], "empty.txt holds no caption"), (["no.txt"], "no captions no.txt"), (["bad.json"], "something else beside texts"),
+        (["cut.json"], "cut.json is not JSON"), (["bad.jsonl"], "bad.jsonl has a caption that is"),
+        (["other.csv"], "other.csv has no column caption or text"),
         (["captions.txt", "--clip_model_type", "tinyvit"], "tinyvit has no text tower"), (["captions.txt", "--out", "clip"], "clip"),
     ):  # fmt: skip
         assert message in helpers.error_line(parse_text.main, capsys, words)
