@@ -25,6 +25,7 @@ from evaluation.tokens import tokenize
 from evaluation.truth import count_image_captions, decode_pictures, embed_for_clipscore, find_rows, load_tower, load_truth
 from features.store import load_features
 from prediction.captions import add_decoding_options, add_rerank_option, add_running_options, check_rerank, load_captioner
+from prediction.datastores import add_store_options, attach_stores
 from prediction.inputs import refuse_addresses
 
 MOST_DRAWS = 1_000_000
@@ -63,6 +64,7 @@ def build_parser():
     group.add_argument("--upload", metavar="FILE", help="write image_id and caption of each image for nocaps' server (.json)")
     add_decoding_options(parser)
     add_rerank_option(parser)
+    add_store_options(parser)
     add_running_options(parser)
     return parser
 
@@ -90,6 +92,8 @@ def check_options(parser, options):
         parser.error("--baseline needs the embeddings of both sets: --train_data with the training set, --data with the images to score")
     if options.baseline and len(options.predictions) > 1:
         parser.error("--baseline stands beside one set of captions; give one file of --predictions")
+    if (options.datastore or options.memory) and options.predictions:
+        parser.error("--datastore and --memory are read while captions are decoded; give --checkpoint and --data instead of --predictions")
     if options.rerank and options.predictions:
         parser.error("--rerank chooses while captions are decoded; give --checkpoint and --data instead of --predictions")
     check_rerank(parser, options)
@@ -109,6 +113,7 @@ def caption_data(references, pictures, train, options):
     pair_up(pictures.ids, references, options.data)  # before minutes of decoding
     model = load_captioner(options.checkpoint, options.gpt2_type, pick_device(options.device), options.mixed_precision)
     check_compatible(pictures.features.kind, checkpoint_kind(model.config, model.origin.encoder), options.data, options.checkpoint)
+    attach_stores([model], [options.checkpoint], options)
     frequencies = count_image_captions(train) if train and options.rerank == "consensus" else None
     return decode_pictures(model, pictures, options, frequencies)
 
@@ -124,7 +129,15 @@ def get_systems(references, pictures, train, options):
 
 def describe_run(options, argv):
     """Describe how the scores were made: command, seed, versions, digests of the files that were read."""
-    files = [options.data, options.references, options.checkpoint, *options.predictions, options.train_data]
+    files = [
+        options.data,
+        options.references,
+        options.checkpoint,
+        *options.predictions,
+        options.train_data,
+        *options.datastore,
+        *options.memory,
+    ]
     files = [path for path in files if path and Path(path).exists()]
     return describe_origin("evaluate.py", [str(word) for word in argv], options.seed, files)
 
@@ -159,7 +172,8 @@ def main(argv=None):
     parser = build_parser()
     options = parser.parse_args(argv)
     check_options(parser, options)
-    refuse_addresses(options.data, options.checkpoint, *options.predictions, options.references, options.train_data, *options.images)
+    several = [*options.predictions, *options.images, *options.datastore, *options.memory]
+    refuse_addresses(options.data, options.checkpoint, options.references, options.train_data, *several)
     for path in filter(None, (options.out, options.plot, options.upload)):
         resolve_output(path)  # a wrong place is reported before anything is decoded
     metrics = usable_metrics(options.metrics, say=lambda line: print(line, file=sys.stderr))

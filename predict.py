@@ -27,6 +27,7 @@ from prediction.captions import (
     write_captions,
 )
 from prediction.clipxgpt import add_clipxgpt_options, find_checkpoints, print_generated, write_titled
+from prediction.datastores import add_store_options, attach_stores
 from prediction.inputs import audio_of, encode_files, expand_names, find_files, read_features, refuse_addresses
 
 
@@ -48,6 +49,7 @@ def build_parser():
     group.add_argument("--explain", metavar="FILE", help="draw what each word of the first caption attends to in the prefix (.png)")
     add_decoding_options(parser)
     add_rerank_option(parser)
+    add_store_options(parser)
     group = add_running_options(parser)
     group.add_argument("--num_workers", type=int, metavar="N",
                        help="processes that read pictures (default: one per core for many pictures on a GPU, else 0)")  # fmt: skip
@@ -78,13 +80,14 @@ def say(line):
 
 
 def load_models(checkpoints, options, device):
-    """Load every checkpoint, and say what a published file was recognized as."""
+    """Load every checkpoint and the texts it consults, and say what a published file was recognized as."""
     from models.published.recognise import OURS
 
     models = [load_captioner(path, options.gpt2_type, device, options.mixed_precision) for path in checkpoints]
     for model, checkpoint in zip(models, checkpoints):
         if model.origin.kind != OURS:
             say(f"{checkpoint}: recognized as {model.origin.kind}")
+    attach_stores(models, checkpoints, options)
     return models
 
 
@@ -127,20 +130,21 @@ def caption_inputs(inputs, models, options):
     for model, embedding in zip(models, inputs.embeddings):
         if options.rerank:
             encoder = options.clip_model_type or inputs.encoder or model.config.encoder
-            captions.append(caption_and_rerank(model, embedding, options, encoder))
+            captions.append(caption_and_rerank(model, embedding, options, encoder, image_ids=inputs.ids))
         else:
-            captions.append(caption_all(model, embedding, options))
+            captions.append(caption_all(model, embedding, options, image_ids=inputs.ids))
     return captions
 
 
 def draw_explanation(model, embedding, name, text, path):
     """Draw what the words of a caption attend to. embedding: [1, D]."""
+    from models.texts import to_text_space
     from reports.explain import explain_caption
     from reports.plots import plot_explanation
 
     if not text.strip():
         raise UserError(f"the caption of {name} is empty: there is nothing to explain.")
-    found = explain_caption(model, embedding, text)
+    found = explain_caption(model, to_text_space(model, embedding), text)
     plot_explanation(found["words"], found["attention"], found["nearest"], f"{name}: {text}", path)
 
 
@@ -161,7 +165,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     check_options(parser, options)
     names = [*options.images, *options.image]
-    refuse_addresses(options.data, *options.checkpoint)
+    refuse_addresses(options.data, *options.checkpoint, *options.datastore, *options.memory)
     expand_names(names)  # wrong names and places are reported before anything is loaded
     for path in filter(None, (options.out, options.explain, options.plot)):
         resolve_output(path)

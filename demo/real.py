@@ -106,7 +106,7 @@ def run_recipe(photos, weights, out):
         UserError: there is no such folder, or the recipe fails.
     """
     if not photos.is_dir():
-        raise UserError(f"--photos {photos} is no folder; expected pictures with a metadata.csv. Give a folder as parse_folder.py reads it.")
+        raise UserError(f"--photos {photos} is no folder; expected pictures with captions. Give a folder as parse_folder.py reads it.")
     split = (photos / "train").is_dir() and (photos / "val").is_dir()
     parts = {"TRAIN": photos / "train" if split else photos, "VAL": photos / "val" if split else ""}
     parts |= {"ENCODER": f"timm:{weights / ENCODER}", "LANGUAGE_MODEL": weights / LANGUAGE_MODEL, "OUT": out}
@@ -114,7 +114,7 @@ def run_recipe(photos, weights, out):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # `python` is this one
     done = subprocess.run(["bash", ROOT / RECIPE], env=os.environ | {k: str(v) for k, v in parts.items()} | {"PATH": path}, check=False)
     if done.returncode:
-        raise UserError(f"{RECIPE} ended with exit code {done.returncode}; see its message above. The same command continues where it ended.")
+        raise UserError(f"{RECIPE} ended with exit code {done.returncode}; see its message above. The same command resumes.")
 
 
 def show(out):
@@ -128,19 +128,20 @@ def show(out):
     checkpoint = out / CHECKPOINT
     if not checkpoint.exists():
         raise UserError(
-            f"no captioner in {out}. Give photographs to train one: --photos FOLDER, pictures with a metadata.csv of file_name and caption. "
-            "Flickr8k is one such set: python data/download.py flickr8k."
+            f"no captioner in {out}. To train one give photographs with captions (--photos FOLDER), for example Flickr8k: "
+            "python data/download.py flickr8k."
         )
     pictures = [str(Path(skimage.__file__).parent / "data" / name) for name in GALLERY]
-    run_script(["predict.py", "--checkpoint", str(checkpoint), "--plot", str(out / "gallery.png"), "--out", str(out / "gallery.json"), *pictures])
+    outputs = ["--plot", str(out / "gallery.png"), "--out", str(out / "gallery.json")]
+    run_script(["predict.py", "--checkpoint", str(checkpoint), *outputs, *pictures])
 
 
 @one_line_errors
 def main(argv=None):
     parser = Parser(prog="demo.real", description=__doc__)
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="photographs with captions to train on (default: train nothing)")
-    parser.add_argument("--weights", type=Path, default=Path("data/weights"), metavar="FOLDER", help="folder of the parts (default data/weights)")
-    parser.add_argument("--out", type=Path, default=Path("data/real"), metavar="FOLDER", help="folder of the captioner (default data/real)")
+    for name, default, what in (("--weights", "data/weights", "pretrained parts"), ("--out", "data/real", "captioner and its results")):
+        parser.add_argument(name, type=Path, default=Path(default), metavar="FOLDER", help=f"folder of the {what} (default {default})")
     options = parser.parse_args(argv)
     if options.photos:
         lay_out_parts(options.weights)

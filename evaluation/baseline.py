@@ -13,49 +13,29 @@ from evaluation.references import Prediction, match_references
 from evaluation.scoring import score_system
 from evaluation.statistics import compare
 from evaluation.truth import find_rows
-from features.captions import LazyCaptions
 from features.content import check_compatible, drop_empty_captions, group_by_image
-from features.embeddings import BLOCK_BYTES
+from features.datastore import ImageCaptions
 from features.image_ids import id_key, match_ids, without_suffix
+from features.neighbours import find_nearest
 from prediction.consensus import order_by_agreement
 from prediction.ngrams import MOST_COMPARED, count_documents
 
 NEIGHBOURS = 15
 BASELINES = {"nearest": "nearest training image", "agreed": f"agreed of {NEIGHBOURS} nearest"}  # -> heading of their column
-QUERIES = ROWS = 4096  # at most this many evaluated and training images are compared together
 TEXTS = 20_000  # training images whose captions are Python strings together
 DECIDING = ("CIDEr", "SPIDEr", "SPICE", "METEOR", "ROUGE-L", "BLEU-4", "CLIPScore")  # the first that is computed tells who is better
 
 
 @dataclasses.dataclass
-class Datastore:
+class Datastore(ImageCaptions):
     """Training images to take captions from."""
 
-    features: object  # features.content.Features without empty captions
-    numbers: object  # int64 [C], the captions in use, ordered by row
-    rows: object  # int64 [T], ascending: rows of the images in use
-    starts: object  # int64 [T + 1]: the captions of rows[t] are numbers[starts[t] : starts[t + 1]]
     left_out: int  # images that are evaluated, too
 
     def describe(self, train_data):
         """Say in a line how many images there are to take captions from."""
         left_out = f"; {self.left_out:,} more are evaluated here, and left out" if self.left_out else ""
         return f"copied captions come from {len(self.rows):,} images of {train_data}{left_out}"
-
-    def captions_of(self, places):
-        """Read the captions of some images.
-
-        Args:
-            places: list of int, places in `rows`, in any order.
-
-        Returns:
-            List of lists of str.
-        """
-        several = [self.numbers[self.starts[place] : self.starts[place + 1]] for place in places]
-        wanted = np.unique(np.concatenate([np.zeros(0, np.int64), *several]))
-        captions = self.features.captions
-        texts = captions.select(wanted).texts[:] if isinstance(captions, LazyCaptions) else [captions[one]["caption"] for one in wanted]
-        return [[texts[number] for number in np.searchsorted(wanted, numbers)] for numbers in several]
 
     def documents(self):
         """Iterate over the captions of every image: lists of str."""
@@ -91,9 +71,7 @@ def open_datastore(train, pictures, references, train_data, data):
             f"{train_data} holds captions of images that are all in {data} too" if len(rows) else f"{train_data} holds blank captions only"
         )
         raise UserError(f"{found}; --baseline needs captions of other images. Give the training set as --train_data.")
-    kept = kept[np.argsort(rows[kept], kind="stable")]
-    used, starts = np.unique(rows[kept], return_index=True)
-    return Datastore(train, kept, used, np.append(starts, len(kept)), len(np.unique(rows[is_own])))
+    return Datastore(**vars(ImageCaptions.of(train, kept)), left_out=len(np.unique(rows[is_own])))
 
 
 def _match_own(keys, evaluated):
@@ -104,53 +82,6 @@ def _match_own(keys, evaluated):
 
     known = {shorten(key) for key in evaluated}
     return set(match_ids([key for key in keys if shorten(key) in known], evaluated))
-
-
-def find_nearest(queries, rows_of_queries, embeddings, rows, count):
-    """Find the nearest images by cosine, the nearest first. Files stay mapped: a block of each side is in memory at a time.
-
-    Args:
-        queries: [*, D] or [*, L, D] tensor or MappedEmbeddings. Of several embeddings per image the sum is compared.
-        rows_of_queries: N ints, rows of `queries`.
-        embeddings: the same of the images to find.
-        rows: int64 [T], rows of `embeddings` that may be found.
-        count: images to find for each query, at most T.
-
-    Returns:
-        int64 array [N, count] of places in `rows`.
-    """
-    import torch
-
-    found = []
-    for wanted in _slices(rows_of_queries, queries, QUERIES):
-        query = _unit_vectors(queries, wanted)
-        best = torch.empty(len(query), 0), torch.empty(len(query), 0, dtype=torch.int64)  # cosines, places
-        start = 0
-        for block in _slices(rows, embeddings, ROWS):
-            cosines = query @ _unit_vectors(embeddings, block).T
-            cosines, places = cosines.topk(min(count, len(block)), dim=1)
-            cosines, places = torch.cat([best[0], cosines], 1), torch.cat([best[1], places + start], 1)
-            order = cosines.argsort(dim=1, descending=True, stable=True)[:, :count]
-            best = cosines.gather(1, order), places.gather(1, order)
-            start += len(block)
-        found.append(best[1].numpy())
-    return np.concatenate(found)
-
-
-def _slices(rows, embeddings, most):
-    """Cut rows into arrays of at most `most`, whose embeddings are tens of megabytes."""
-    size = min(most, max(1, BLOCK_BYTES // (4 * int(np.prod(embeddings.shape[1:])))))
-    rows = np.asarray(rows, np.int64)
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def _unit_vectors(embeddings, rows):
-    """Read rows as float32 [n, D] of norm 1; a vector of zeros stays as it is."""
-    import torch
-
-    vectors = embeddings[torch.from_numpy(rows)].float()
-    vectors = vectors.sum(1) if vectors.ndim == 3 else vectors
-    return torch.nn.functional.normalize(vectors / vectors.abs().amax(1, keepdim=True).clamp_min(1e-30), dim=1)
 
 
 def take_captions(store, pictures, references, predictions, keys):

@@ -81,11 +81,12 @@ def decode_pictures(model, pictures, options, frequencies=None):
     """
     rows = list(pictures.rows.values())
     embeddings = pictures.features.clip_embedding[rows]
+    ids = list(pictures.ids.values())
     if options.rerank:
         encoder = options.clip_model_type or pictures.features.meta.get("encoder") or model.config.encoder
-        captions = caption_and_rerank(model, embeddings, options, encoder, frequencies, return_ended=True)
+        captions = caption_and_rerank(model, embeddings, options, encoder, frequencies, return_ended=True, image_ids=ids)
     else:
-        captions = caption_all(model, embeddings, options, return_ended=True)
+        captions = caption_all(model, embeddings, options, return_ended=True, image_ids=ids)
     predictions = {}
     for key, of_image in zip(pictures.rows, captions):
         texts, scores, ended = (list(column) for column in zip(*of_image))

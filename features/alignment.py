@@ -35,6 +35,8 @@ def compare_pairs(report, features, good, towers, sample, seed, encoder=None):
         reason = "--sample 0"
     elif features.embeddings_per_image > 1:
         reason = "several embeddings an image, which are not in the space of a text tower"
+    elif features.kind.are_texts:
+        reason = "these are embeddings of the captions themselves"
     elif not name:
         reason = "the file does not name its encoder; give --clip_model_type"
     else:

@@ -21,6 +21,7 @@ class EmbeddingKind:
         several: whether an image has several embeddings, [N, L, D].
         normalized: whether they are divided by their L2 norm; None where both are accepted.
         audio: how sounds became the encoder's input (features.audio); None for pictures.
+        are_texts: whether the embeddings are those of captions, by the encoder's text tower (parse_text.py).
     """
 
     encoder: str | None
@@ -28,10 +29,11 @@ class EmbeddingKind:
     several: bool = False
     normalized: bool | None = False
     audio: dict | None = None
+    are_texts: bool = False
 
 
 def checkpoint_kind(config, encoder=None):
-    """Describe the embeddings that a checkpoint was trained on.
+    """Describe the embeddings that a checkpoint captions: of pictures or sounds, also where it was trained on texts.
 
     Args:
         config: models.config.CaptionConfig.
@@ -39,7 +41,13 @@ def checkpoint_kind(config, encoder=None):
     """
     # A model that normalises accepts both kinds: dividing by the norm twice changes nothing.
     normalized = None if config.normalize_prefix else False
-    return EmbeddingKind(encoder or config.encoder, config.clip_width, config.embeddings_per_image > 1, normalized, config.audio)
+    width = (config.text_training or {}).get("picture_width") or config.clip_width
+    return EmbeddingKind(encoder or config.encoder, width, config.embeddings_per_image > 1, normalized, config.audio)
+
+
+def text_kind(config):
+    """Describe the texts that a checkpoint was trained on; config: models.config.CaptionConfig with text_training."""
+    return EmbeddingKind(config.encoder, config.clip_width, False, None, config.audio, are_texts=True)
 
 
 def check_compatible(found, expected, found_name, expected_name):
@@ -56,7 +64,11 @@ def check_compatible(found, expected, found_name, expected_name):
     """
     again = f"Parse again with --clip_model_type {expected.encoder}" if expected.encoder else "Parse again with the same encoder"
     wrong = None
-    if found.width != expected.width:
+    if found.are_texts != expected.are_texts:
+        words = {True: "embeddings of texts", False: f"embeddings of {'sounds' if expected.audio or found.audio else 'pictures'}"}
+        wrong = (words[found.are_texts], words[expected.are_texts])
+        again = f"Parse with {'parse_text.py' if expected.are_texts else 'parse_coco.py or the like'}"
+    elif found.width != expected.width:
         wrong = (f"{found.width}-wide embeddings ({found.encoder or 'encoder unknown'})",
                  f"{expected.width}-wide ones ({expected.encoder or 'encoder unknown'})")  # fmt: skip
     elif found.encoder and expected.encoder and _plain_encoder(found.encoder) != _plain_encoder(expected.encoder):
@@ -112,7 +124,15 @@ class Features:
         meta = self.meta
         audio = meta.get("audio") if isinstance(meta.get("audio"), dict) else None
         several = len(self.clip_embedding.shape) == 3 and self.embeddings_per_image > 1
-        return EmbeddingKind(meta.get("encoder"), self.width, several, bool(meta.get("normalized")), audio)
+        are_texts = meta.get("modality") == "text"
+        return EmbeddingKind(meta.get("encoder"), self.width, several, bool(meta.get("normalized")), audio, are_texts)
+
+    @property
+    def image_kind(self):
+        """What embeddings of images go with these: the same kind, or of texts the EmbeddingKind that their encoder gives for images."""
+        if not self.kind.are_texts:
+            return self.kind
+        return dataclasses.replace(self.kind, width=self.meta.get("picture_width") or self.width, normalized=None, are_texts=False)
 
     @property
     def width(self):

@@ -23,7 +23,7 @@ def _schema():
     text, count = NotRequired[name | None], NotRequired[Annotated[StrictInt, Field(ge=0, lt=2**63)]]
     plain = StrictStr | StrictInt | StrictFloat | StrictBool | None
     sound = dict[StrictStr, plain | dict[StrictStr, plain]]
-    fields = dict.fromkeys(("encoder", "split", "source", "pooling", "dtype"), text)
-    fields |= dict.fromkeys(("format_version", "images", "captions", "width", "embeddings_per_image"), count)
+    fields = dict.fromkeys(("encoder", "split", "source", "pooling", "dtype", "modality"), text)
+    fields |= dict.fromkeys(("format_version", "images", "captions", "width", "embeddings_per_image", "picture_width"), count)
     fields |= {"normalized": NotRequired[StrictBool | None], "audio": NotRequired[sound | None]}
     return TypeAdapter(with_config(ConfigDict(extra="allow"))(TypedDict("meta", fields)))

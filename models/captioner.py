@@ -5,13 +5,17 @@ R rows of L slots, and T predicted tokens.
 """
 
 import dataclasses
+import re
 
 import torch
 from torch import nn
 
 from models.loss import caption_loss, cross_entropy
 from models.mappers import build_mapper
+from models.texts import add_noise
 from models.tuning import apply_tuning, rest_untrained
+
+BASE_CAPTION, RETRIEVED_CAPTIONS = "{base}", "{retrieved}"  # places in a prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,9 @@ class ClipCaptionModel(nn.Module):
     Attributes:
         base_captioner: BaseCaptioner whose captions fill {base} in the prompt, or None. It is not part of the module: it is not trained,
             counted, moved, or in the state dict.
+        datastore: features.datastore.Datastore whose captions fill {retrieved} in the prompt, or None. It is no part of the module either.
+        memory: float32 [M, J], normalised embeddings of texts onto which those of pictures are projected (models/texts.py), or None.
+        tower: the encoder's TextTower, where that projects pictures; loaded when it is first needed.
         origin: Origin of the weights.
 
     Args:
@@ -47,6 +54,7 @@ class ClipCaptionModel(nn.Module):
         self.tokenizer = tokenizer
         self.gpt = gpt
         self.base_captioner = None
+        self.datastore = self.memory = self.tower = None
         self.origin = Origin()
         width = gpt.get_input_embeddings().weight.shape[1]
         self.clip_project = build_mapper(config, width)
@@ -70,7 +78,7 @@ class ClipCaptionModel(nn.Module):
         return stop_token_id(self.tokenizer, self.config.stop_token)
 
     def encode_prefix(self, clip_embedding):
-        """Map embeddings to prefixes, normalising first when the config says so.
+        """Map embeddings to prefixes, normalising first when the config says so; training on texts adds noise.
 
         Args:
             clip_embedding: [B, D], or [B, L, D] with several vectors per image; any float dtype.
@@ -79,6 +87,8 @@ class ClipCaptionModel(nn.Module):
             [B, P, E] in the mapper's dtype.
         """
         clip_embedding = clip_embedding.to(next(self.clip_project.parameters()).dtype)
+        if self.training and self.config.text_training:
+            clip_embedding = add_noise(clip_embedding, self.config.text_training["noise_variance"])
         if self.config.normalize_prefix:
             norm = clip_embedding.norm(2, dim=-1, keepdim=True)
             if clip_embedding.dim() == 3:
@@ -158,6 +168,7 @@ def position_count(gpt):
     return positions if positions is not None else getattr(gpt.config, "max_seq_len", None)
 
 
-def fill_prompt(prompt, base_caption=""):
-    """Return the text between prefix and caption: the prompt with the base captioner's caption, stripped, in place of {base}."""
-    return prompt.replace("{base}", base_caption.strip())
+def fill_prompt(prompt, base_caption="", retrieved=""):
+    """Return the text between prefix and caption: the prompt with texts, stripped, in place of {base} and {retrieved}."""
+    texts = {BASE_CAPTION: base_caption.strip(), RETRIEVED_CAPTIONS: retrieved.strip()}
+    return re.sub("|".join(map(re.escape, texts)), lambda place: texts[place[0]], prompt)

@@ -7,6 +7,7 @@ from models.mappers import MAPPERS
 from models.tuning import TUNINGS
 
 MOST_NESTED = 3  # configs of base models in one another
+MOST_RETRIEVED = 100  # captions in a prompt
 
 
 @dataclasses.dataclass
@@ -27,10 +28,12 @@ class CaptionConfig:
     lora: dict | None = None  # rank, alpha, dropout and targets of the adapters
     freeze_mapper: bool = False  # the mapper is kept as it was
     embeddings_per_image: int = 1  # L; more than 1: features are [N, L, D]
-    prompt: str | None = None  # text between prefix and caption; {base} in it stands for the base model's caption
+    prompt: str | None = None  # text between prefix and caption; {base} in it stands for the base model's caption, {retrieved} for others
+    retrieval: dict | None = None  # captions: how many {retrieved} stands for; datastore: its files at training, and their digest
     base: dict | None = None  # config of the base model as a dict, and the path and digest of its checkpoint
     pooling: str = "pooled"  # of the encoder; "none": every token, or every window of a sound
     audio: dict | None = None  # how sounds became the encoder's input (features.audio); None for pictures
+    text_training: dict | None = None  # of one trained on texts alone: noise_variance, modality_offset, picture_width (models/texts.py)
     mapper_heads: int | None = None  # attention heads of the encoder mapper; None means 16
     mapper_dropout: float = 0.1  # of the encoder mapper, in training
     decoding_style: str | None = None  # "clipxgpt": the published loop of these weights (models/published/clipxgpt.py)
@@ -69,6 +72,10 @@ def config_schema(required=True):
         "windows": NotRequired[dict[name, size(10**9)] | None],
     })  # fmt: skip
     audio.__pydantic_config__ = {"extra": "allow"}
+    retrieval = TypedDict("retrieval", {"captions": size(MOST_RETRIEVED), "datastore": list[text], "digest": text})
+    text_training = TypedDict("text_training", {
+        "noise_variance": between(0, 1e6), "modality_offset": list[between(-2, 2)] | None, "picture_width": size(2**20) | None,
+    })  # fmt: skip
     language_model = TypedDict("language_model", {"model_type": Required[name]})
     language_model.__pydantic_config__ = {"extra": "allow"}
     base = type(None)
@@ -78,7 +85,8 @@ def config_schema(required=True):
             "normalize_prefix": StrictBool, "gpt2_type": name, "gpt_config": language_model | None, "stop_token": name | None,
             "tune": Literal[tuple(TUNINGS)], "lora": lora | None, "freeze_mapper": StrictBool, "embeddings_per_image": size(100_000),
             "prompt": text | None, "base": base | None, "pooling": Literal["pooled", "none"], "audio": audio | None,
-            "mapper_heads": size(1024) | None, "mapper_dropout": between(0, 0.999), "decoding_style": Literal["clipxgpt"] | None,
+            "retrieval": retrieval | None, "text_training": text_training | None, "mapper_heads": size(1024) | None,
+            "mapper_dropout": between(0, 0.999), "decoding_style": Literal["clipxgpt"] | None,
         }  # fmt: skip
         fields = {field: NotRequired[kind] for field, kind in fields.items()}
         main = {"encoder": name | None, "clip_width": size(2**20)}

@@ -10,6 +10,7 @@ from models.decoding_settings import settle
 from models.kv_cache import Decoder
 from models.prompts import add_prompts
 from models.published.clipxgpt import decode_as_published
+from models.texts import to_text_space
 
 
 @torch.inference_mode()
@@ -29,6 +30,8 @@ def generate(
     min_length=0,
     text_prompt=None,
     return_ended=False,
+    image_ids=None,
+    in_text_space=False,
 ):
     """Caption a batch of embeddings.
 
@@ -51,6 +54,8 @@ def generate(
         min_length: tokens before the stop token may be taken. A caption stops early only where the rules forbid every other token.
         text_prompt: text that every caption begins with, without spaces at its end. Lengths and scores count what follows it.
         return_ended: add to each pair whether the caption ended with its stop token.
+        in_text_space: whether embeddings for a captioner trained on texts have been through models.texts.to_text_space.
+        image_ids: B ids of the images. Where the prompt shows captions of similar images, those of the image itself are left out.
 
     Returns:
         list of B lists of num_captions pairs (text, score), best first. The score is the mean log-probability of a token in nats, as the
@@ -68,14 +73,14 @@ def generate(
         return []
     model.eval()
     clip_embedding = clip_embedding.to(model.clip_device)
+    clip_embedding = clip_embedding if in_text_space else to_text_space(model, clip_embedding)
     prefix = _finite_prefix(model, clip_embedding)  # [B, P, E]
     if model.config.decoding_style == "clipxgpt":
         captions = decode_as_published(model, prefix, settings.entry_length, settings.temperature, settings.stop, return_ended)
         return [[caption] for caption in captions]
-
     first_seed = torch.seed() % 2**40 if seed is None else seed
     captions = [None] * len(prefix)
-    for images, start in add_prompts(model, clip_embedding, prefix, settings.prompt):
+    for images, start in add_prompts(model, clip_embedding, prefix, settings.prompt, image_ids):
         limit = settings.entry_length
         if settings.positions is not None:
             limit = min(limit, settings.positions - start.shape[1] + 1)

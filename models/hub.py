@@ -120,7 +120,7 @@ def describe_checkpoint(path, gpt2_type=None):
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in found.state.values()})
     lines += [f"  stored as {', '.join(dtypes)}", "  config:"]
     for name, value in vars(found.config).items():
-        if name in ("gpt_config", "base") and value:
+        if name in ("gpt_config", "base", "retrieval", "text_training") and value:
             value = ", ".join(f"{key} {item}" for key, item in value.items() if not isinstance(item, (dict, list)) and item is not None)
         lines.append(f"    {name}: {value}")
     return "\n".join(lines)

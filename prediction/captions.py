@@ -9,8 +9,10 @@ from prediction.consensus import FEWEST_DOCUMENTS, rerank_by_agreement
 from prediction.ngrams import MOST_COMPARED
 
 RERANK_BLOCK = 4096  # embeddings projected together
+GATHERED = 16  # batches from which images with prompts of one length are gathered, to be decoded together
 RERANKERS = {
     "clip": "the one that CLIP finds nearest to the image",
+    "clip+score": "the one with the highest cosine + W times mean log-probability, both in standard deviations over the image's captions",
     "consensus": "the one most similar to the others, without CLIP and also for sounds (minimum Bayes risk: mean CIDEr with the others, or "
     f"mean chrF for fewer than {FEWEST_DOCUMENTS} images)",
 }
@@ -45,12 +47,19 @@ def add_rerank_option(parser):
     group.add_argument("--rerank", choices=RERANKERS,
                        help="decode --beam_size captions per image, or --num_captions if that is more, and put the best first. "
                             f"{choices} (default: none, the likeliest first)")  # fmt: skip
+    group.add_argument(
+        "--rerank_weight", type=float, metavar="W", help="weight W of the log-probability for --rerank clip+score (default 1)"
+    )
 
 
 def check_rerank(parser, options):
     """Check that --rerank has several captions to choose from; a mistake ends in one line and exit code 2."""
     if options.rerank and options.decoding == "greedy":
         parser.error("--rerank needs several captions per image to choose from; use --decoding beam or sample")
+    if options.rerank_weight is not None and options.rerank != "clip+score":
+        parser.error("--rerank_weight weighs the log-probability for --rerank clip+score; give both, or leave it out")
+    if options.rerank_weight is not None and options.rerank_weight < 0:
+        parser.error(f"--rerank_weight is {options.rerank_weight}; expected 0 or more")
     several = max(options.beam_size, options.num_captions)
     if options.rerank and several < 2:
         parser.error("--rerank needs several captions per image to choose from; give --beam_size 5, the number to decode")
@@ -94,7 +103,7 @@ def load_captioner(path, gpt2_type, device, mixed_precision):
     return accelerate_model(model)
 
 
-def caption_all(model, embeddings, options, num_captions=None, return_ended=False):
+def caption_all(model, embeddings, options, num_captions=None, return_ended=False, image_ids=None):
     """Caption every embedding, batch by batch.
 
     Args:
@@ -103,6 +112,7 @@ def caption_all(model, embeddings, options, num_captions=None, return_ended=Fals
         options: what add_decoding_options and add_running_options read.
         num_captions: captions per image, if not the option's.
         return_ended: add to each caption whether it ended with the stop token.
+        image_ids: N ids, as models.decoding.generate takes them.
 
     Returns:
         List of N lists of (text, score), best first; with return_ended, (text, score, ended).
@@ -114,11 +124,11 @@ def caption_all(model, embeddings, options, num_captions=None, return_ended=Fals
 
     from models.decoding import generate
 
-    captions = []
-    for start in tqdm(range(0, len(embeddings), options.batch_size), desc="caption", unit="batch", disable=None, leave=False):
+    captions, step = [], options.batch_size * (GATHERED if model.datastore is not None else 1)
+    for start in tqdm(range(0, len(embeddings), step), desc="caption", unit="batch", disable=None, leave=False):
         captions += generate(
             model,
-            embeddings[start : start + options.batch_size].float(),
+            embeddings[start : start + step].float(),
             decoding=options.decoding,
             beam_size=options.beam_size,
             entry_length=options.entry_length,
@@ -132,6 +142,7 @@ def caption_all(model, embeddings, options, num_captions=None, return_ended=Fals
             min_length=options.min_length,
             text_prompt=options.text_prompt,
             return_ended=return_ended,
+            image_ids=image_ids and image_ids[start : start + step],
         )
         broken = next((one[1] for of_image in captions[start:] for one in of_image if not math.isfinite(one[1])), None)
         if broken is not None:
@@ -143,16 +154,16 @@ def caption_all(model, embeddings, options, num_captions=None, return_ended=Fals
 # -- Reranking -------------------------------------------------------------------------------------------------------------
 
 
-def caption_and_rerank(model, embeddings, options, encoder, frequencies=None, return_ended=False):
+def caption_and_rerank(model, embeddings, options, encoder, frequencies=None, return_ended=False, image_ids=None):
     """Caption every embedding and put the caption first that --rerank finds best.
 
     Args:
         model: ClipCaptionModel.
         embeddings: [N, D], as the encoder gives them; for consensus also [N, L, D].
         options: as caption_all takes them. --beam_size captions per image are decoded, or --num_captions if that is more.
-        encoder: its name, for clip.
+        encoder: its name, for clip and clip+score.
         frequencies: for consensus, prediction.ngrams.DocumentFrequencies of the training set, or None.
-        return_ended: as caption_all takes it.
+        return_ended, image_ids: as caption_all takes them.
 
     Returns:
         What caption_all returns; the scores stay mean log-probabilities.
@@ -162,25 +173,27 @@ def caption_and_rerank(model, embeddings, options, encoder, frequencies=None, re
     """
     several = max(options.beam_size, options.num_captions)
     if options.rerank == "consensus":
-        captions = caption_all(model, embeddings, options, several, return_ended)
+        captions = caption_all(model, embeddings, options, several, return_ended, image_ids)
         return rerank_by_agreement(captions, options.num_captions, frequencies)
     from models.encoders.text import require_text_tower
 
     if embeddings.ndim != 2:
-        raise UserError("--rerank clip needs one embedding per image; these images have several. Use --rerank consensus.")
-    tower = require_text_tower(encoder, options.device, "--rerank clip")
-    captions = caption_all(model, embeddings, options, several, return_ended)
-    return rerank(captions, embeddings, tower, options.num_captions)
+        raise UserError(f"--rerank {options.rerank} needs one embedding per image; these images have several. Use --rerank consensus.")
+    tower = require_text_tower(encoder, options.device, f"--rerank {options.rerank}")
+    captions = caption_all(model, embeddings, options, several, return_ended, image_ids)
+    weight = (1 if options.rerank_weight is None else options.rerank_weight) if options.rerank == "clip+score" else None
+    return rerank(captions, embeddings, tower, options.num_captions, weight)
 
 
-def rerank(captions, embeddings, tower, kept):
-    """Order each image's captions by their cosine with the image; equally similar ones keep their order.
+def rerank(captions, embeddings, tower, kept, weight=None):
+    """Order each image's captions by their cosine with the image, and by their log-probability too; equal ones keep their order.
 
     Args:
-        captions: list of N lists of tuples that begin with the text.
+        captions: list of N lists of tuples that begin with the text and its score.
         embeddings: [N, D].
         tower: models.encoders.text.TextTower.
         kept: captions to keep per image.
+        weight: order by cosine + weight * score, both in standard deviations over the image's captions; None: by cosine alone.
 
     Returns:
         List of N lists of the same tuples.
@@ -195,8 +208,18 @@ def rerank(captions, embeddings, tower, kept):
     images = torch.cat([tower.project(block.float()).cpu() for block in blocks])
     ordered = []
     for image, several in zip(images, captions):
-        ordered.append(sorted(several, key=lambda one: -float(encoded[one[0]] @ image))[:kept])
+        values = torch.stack([encoded[one[0]] for one in several]) @ image  # [M]
+        if weight is not None:
+            values = _standardize(values) + weight * _standardize(torch.tensor([one[1] for one in several]))
+        ordered.append([several[place] for place in values.argsort(descending=True, stable=True)[:kept]])
     return ordered
+
+
+def _standardize(values):
+    """Count values [M] in standard deviations from their mean; equal ones become zeros."""
+    values = values - values.mean()
+    spread = values.square().mean().sqrt()
+    return values / spread if spread > 1e-9 else 0 * values
 
 
 # -- Output ----------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from test_consensus import choose_plainly, plain_cider, plain_frequencies
 
 from evaluating import read, refuse, run, write
 from evaluation import baseline
+from features import neighbours
 from features.embeddings import MappedEmbeddings
 from features.store import load_features, save_features
 
@@ -94,8 +95,8 @@ class Cider:
 
 @pytest.mark.parametrize("blocks", [4096, 7])
 def test_copied_captions_equal_a_plain_reference(sets, workdir, monkeypatch, blocks):
-    monkeypatch.setattr(baseline, "QUERIES", blocks - 3)
-    monkeypatch.setattr(baseline, "ROWS", blocks)
+    monkeypatch.setattr(neighbours, "QUERIES", blocks - 3)
+    monkeypatch.setattr(neighbours, "ROWS", blocks)
     run(*words_for("--out", "scores.json"))
     expected = plain_baseline(*sets)
     for name in baseline.BASELINES:
@@ -137,8 +138,8 @@ def test_a_feature_directory_gives_the_same_captions_and_stays_mapped(sets, work
     train, val = sets
     for folder, features in (("train_set", train), ("val_set", val)):
         save_features(folder, features.clip_embedding, features.captions, features.meta)
-    monkeypatch.setattr(baseline, "ROWS", 5)
-    monkeypatch.setattr(baseline, "QUERIES", 2)
+    monkeypatch.setattr(neighbours, "ROWS", 5)
+    monkeypatch.setattr(neighbours, "QUERIES", 2)
     read_rows, read_as_it_was = [], MappedEmbeddings.__getitem__
 
     def counted(self, index):
@@ -157,10 +158,10 @@ def test_of_several_embeddings_per_image_the_sum_is_compared_and_a_row_of_zeros_
     queries, known = torch.randn(4, 3, 5, generator=draw), torch.randn(9, 2, 5, generator=draw).half()
     known[2] = 0
     rows = np.array([0, 2, 3, 7, 8])
-    found = baseline.find_nearest(queries, [3, 1], known, rows, 4)
+    found = neighbours.find_nearest(queries, [3, 1], known, rows, 4)
     cosines = torch.nn.functional.cosine_similarity(queries[[3, 1]].sum(1)[:, None], known[rows].float().sum(1)[None], dim=-1)
     assert found.tolist() == cosines.argsort(dim=1, descending=True)[:, :4].tolist()
-    huge = baseline.find_nearest(queries * 1e30, [3, 1], known.float() * 1e30, rows, 4)
+    huge = neighbours.find_nearest(queries * 1e30, [3, 1], known.float() * 1e30, rows, 4)
     assert huge.tolist() == found.tolist()
 
 

@@ -171,6 +171,7 @@ def test_wrong_uses_of_rerank_give_one_line(sounds, capsys):
     for script, words, expected in (
         (predict, [*sounds, "--decoding", "greedy"], "beam or sample"), (evaluate, [*sounds, "--decoding", "greedy"], "beam or sample"),
         (predict, [*sounds, "--beam_size", "1"], "give --beam_size 5"), (evaluate, [*sounds, "--num_captions", "501"], "at most 500"),
+        (predict, [*sounds, "--rerank_weight", "1"], "--rerank_weight weighs"),
         (evaluate, predictions, "--rerank chooses while captions are decoded"),
     ):  # fmt: skip
         assert expected in error_line(script.main, capsys, [*words, "--rerank", "consensus"])

@@ -144,11 +144,16 @@ def test_conda_environment_has_the_pinned_packages():
     assert "openjdk" in environment
 
 
+IMPORTED_AS = {
+    "clip-anytorch": "clip", "faiss-cpu": "faiss", "open_clip_torch": "open_clip", "pillow": "PIL", "scikit-image": "skimage",
+}  # fmt: skip
+
+
 def test_nothing_here_shadows_an_installed_package():
     names = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
     for pin in pins((ROOT / "requirements.txt").read_text()):
         name = pin.split("==")[0].lower()
-        module = {"clip-anytorch": "clip", "scikit-image": "skimage", "pillow": "PIL", "open_clip_torch": "open_clip"}.get(name, name)
+        module = IMPORTED_AS.get(name, name)
         if name in ("ruff", "setuptools"):
             continue
         assert module not in names

@@ -57,5 +57,5 @@ def test_help_says_what_each_option_does_with_its_default(capsys):
     assert said.count("python train.py") >= 2
     groups = re.findall(r"^([a-z][a-z ]+):$", said, re.M)
     expected = ["data and output", "model", "what is trained", "training", "validation", "saving and resuming", "speed and memory",
-                "fidelity to the published code"]  # fmt: skip
+                "fidelity to the published code", "retrieval and training on texts"]  # fmt: skip
     assert [group for group in groups if group != "options"] == expected

@@ -30,6 +30,26 @@ def test_the_nearest_caption_comes_first_and_equal_ones_keep_their_order():
     assert rerank(captions, torch.tensor([[0.1, -0.5, 0.9]]), PlainTower(), 1) == [found[0][:1]]
 
 
+def test_cosine_and_score_are_weighed_in_standard_deviations():
+    captions, image = [[("x", -1.0), ("y", -2.5), ("z", -4.5), ("x ", -1.5)]], torch.tensor([[0.6, 0.0, 0.8]])
+    captions[0][3] = ("y x", -1.5)
+    cosines, scores = [0.6, 0.0, 0.8, 0.6], [score for _, score in captions[0]]
+
+    def plain(values):
+        mean = sum(values) / len(values)
+        spread = (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5
+        return [(value - mean) / spread for value in values]
+
+    orders = set()
+    for weight in (0.0, 0.5, 1.0, 3.0):
+        totals = [cosine + weight * score for cosine, score in zip(plain(cosines), plain(scores))]
+        expected = [captions[0][place] for place in sorted(range(4), key=lambda place: -totals[place])]
+        assert rerank(captions, image, PlainTower(), 4, weight) == [expected]
+        orders.add(tuple(expected))
+    assert len(orders) > 1
+    assert rerank([[("x", -1.0)] * 2], image, PlainTower(), 2, 1.0) == [[("x", -1.0)] * 2]
+
+
 def test_reranked_captions_lie_nearer_to_their_pictures(mini_demo, monkeypatch, workdir):
     tower = stand_in_tower(mini_demo, monkeypatch)()
     words = ["-C", str(mini_demo / "checkpoints/demo-003.pt"), "--data", str(mini_demo / "heldout.pkl"), "--device", "cpu"]

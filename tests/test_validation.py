@@ -200,7 +200,7 @@ def test_a_collapse_needs_a_sign():
     healthy = {"val_gap": 0.5, "val_captions": 200, "val_distinct": 90, "val_distinct_references": 190}
     assert find_collapse(healthy) is None
     assert "0.0010 nats" in find_collapse({**healthy, "val_gap": 0.001})
-    assert find_collapse({**healthy, "val_gap": 0.001}, quotes_base=True) is None
+    assert find_collapse({**healthy, "val_gap": 0.001}, quotes_others=True) is None
     assert find_collapse({**healthy, "val_distinct": 7}) == "200 images get 7 different captions"
     assert find_collapse({"val_distinct": 1, "val_distinct_references": 1, "val_captions": 1}) is None
 

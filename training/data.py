@@ -1,12 +1,14 @@
 """The data of a run: feature files read, joined and tokenized, and base captions for prompts."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 from pathlib import Path
 
 from common import UserError, replace_file
+from training.options import RETRIEVED
 
 DECODED_TOGETHER = 32  # images
 
@@ -97,11 +99,12 @@ def load_validation_data(options, trained_on, say):
     from features.content import check_compatible
 
     features = load_data(options.val_data, False, say)
-    check_compatible(features.kind, trained_on.kind, options.val_data[0], options.data[0])
+    expected = trained_on.kind if features.kind.are_texts else trained_on.image_kind  # texts are validated on pictures or on texts
+    check_compatible(features.kind, expected, options.val_data[0], options.data[0])
     return features
 
 
-def tokenize_data(features, model, options, say, path, base_captions=None):
+def tokenize_data(features, model, options, say, path, base_captions=None, retrieved=None):
     """Tokenize the captions, with the end-of-text token as last target where captions stop there.
 
     Args:
@@ -111,6 +114,7 @@ def tokenize_data(features, model, options, say, path, base_captions=None):
         say: function that prints a line.
         path: the (first) file of the features; the tokens of a large data set are kept beside it.
         base_captions: a text for each row of the features, which takes the place of {base} in --prompt.
+        retrieved: likewise of {retrieved}.
 
     Returns:
         CaptionData
@@ -131,7 +135,8 @@ def tokenize_data(features, model, options, say, path, base_captions=None):
     cache, writes = Path(path).with_name(Path(path).name + ".tokens.npz"), os.environ.get("RANK", "0") == "0"
     prompts = None
     if model.config.prompt is not None:
-        filled = [fill_prompt(model.config.prompt, base) for base in base_captions or [""] * len(features.clip_embedding)]
+        none = [""] * len(features.clip_embedding)
+        filled = [fill_prompt(model.config.prompt, *texts) for texts in zip(base_captions or none, retrieved or none)]
         tokens, prompts = tokenize_prompted(texts, filled, features.caption_rows, tokenizer, end_token_id, room)
         if options.cut_captions:
             tokens = cut_captions(tokens, published_length(tokens.lengths))
@@ -148,6 +153,30 @@ def tokenize_data(features, model, options, say, path, base_captions=None):
     if tokens.cut:
         say(f"{tokens.cut:,} of {len(tokens):,} captions cut to {tokens.lengths.max()} tokens")
     return CaptionData(features, tokens, features.caption_rows, options.prefix_length, options.ignore_index, prompts=prompts)
+
+
+def attach_datastore(model, features, options, device):
+    """Give a model the datastore of --datastore, by default the training data, and record it in its config.
+
+    Args:
+        model: ClipCaptionModel, whose datastore and config.retrieval are set.
+        features: Features of the training data.
+        options: options of train.py.
+        device: where embeddings are compared.
+
+    Raises:
+        UserError: the datastore cannot be read, does not fit the data, or is too small.
+    """
+    from features.datastore import Datastore, open_datastore
+    from models.encoders.text import load_projection
+
+    count = options.retrieved_captions or RETRIEVED
+    paths = options.datastore or options.data
+    if options.datastore:
+        model.datastore = open_datastore(paths, features.kind, count, "--data", functools.partial(load_projection, device=device))
+    else:
+        model.datastore = Datastore(features, paths[0], count)
+    model.config.retrieval = {"captions": count, "datastore": [str(path) for path in paths], "digest": model.datastore.digest}
 
 
 def file_digest(path):

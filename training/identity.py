@@ -46,9 +46,9 @@ def _flatten(identity):
 
 
 def _comparable(model):
-    """Return a model's config as a dict of what matters: without the version of a library, and the path of a base model's file."""
+    """Return what matters of a model's config as a dict: without a library's version, and the paths of a base model and a datastore."""
     model = json.loads(json.dumps(model))
-    for part, name in (("gpt_config", "transformers_version"), ("base", "path")):
+    for part, name in (("gpt_config", "transformers_version"), ("base", "path"), ("retrieval", "datastore")):
         if isinstance(model.get(part), dict):
             model[part].pop(name, None)
     return model

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 
 from common import Parser
+from models.config import MOST_RETRIEVED
 from models.mappers import MAPPERS
 from models.tuning import TUNINGS
 
@@ -26,6 +27,9 @@ PUBLISHED = {
     "save_full": True,
 }
 
+RETRIEVED = 4  # captions, SmallCap's k
+RETRIEVAL_PROMPT = "Similar images show {retrieved} This image shows "  # as in SmallCap
+
 LORA = {"rank": 16, "alpha": 16, "dropout": 0.1, "targets": None}  # as published for Instagram
 
 # Options that a resumed run may change, or that are compared in another form (see training.identity.describe_identity).
@@ -36,7 +40,8 @@ NOT_COMPARED = {
     *("mixed_precision", "warmup_steps", "init_from"),  # compared as settled
     *("data", "val_data", "is_rn"),  # compared by content
     *("gpt2_type", "prefix_length", "prefix_length_clip", "mapping_type", "num_layers", "normalize_prefix"),  # in the model's config
-    *("stop_token", "prompt", "base_checkpoint", "tune", "only_prefix", "freeze_mapper", "lora"),  # likewise
+    *("stop_token", "prompt", "base_checkpoint", "datastore", "retrieved_captions", "noise_variance", "modality_offset"),  # likewise
+    *("tune", "only_prefix", "freeze_mapper", "lora"),  # likewise
     *(f"lora_{name}" for name in LORA),
 }
 
@@ -64,13 +69,14 @@ DROPOUT = Limits(0, 0.999)
 SIZE = Limits(1, 10_000)
 LIMITS = {
     **dict.fromkeys(("bs", "accumulate", "keep_last", "patience", "log_every", "save_every", "save_steps", "val_every"), Limits()),
-    **dict.fromkeys(("warmup_steps", "max_steps", "seed", "val_captions"), AT_LEAST_0),
+    **dict.fromkeys(("warmup_steps", "max_steps", "seed", "val_captions", "noise_variance"), AT_LEAST_0),
     **dict.fromkeys(("prefix_length", "prefix_length_clip", "lora_rank"), SIZE),
     **dict.fromkeys(("lr", "mapper_lr"), RATE),
     **dict.fromkeys(("warmup_ratio", "weight_decay"), SHARE),
     **dict.fromkeys(("gpt2_dropout", "lora_dropout"), DROPOUT),
     **dict.fromkeys(("clip_grad", "lora_alpha"), POSITIVE),
     "num_layers": Limits(1, 1000),
+    "retrieved_captions": Limits(1, MOST_RETRIEVED),
     "epochs": Limits(1, 1_000_000),
 }
 
@@ -81,6 +87,7 @@ def build_parser(description):
     _add_data_and_model(parser)
     _add_training(parser)
     _add_saving_and_fidelity(parser)
+    _add_beyond(parser)
     return parser
 
 
@@ -105,8 +112,8 @@ def _add_data_and_model(parser):
     group.add_argument("--gpt2_type", "--language_model", metavar="NAME",
                        help="causal language model of transformers, by name or folder (default gpt2; distilgpt2 for TinyViT)")  # fmt: skip
     group.add_argument("--stop_token", help='token that ends a caption (default <|endoftext|>, learned as last target; "." as published)')
-    group.add_argument("--prompt", help="text between prefix and caption; {base} in it stands for a caption by --base_checkpoint "
-                       "(default none)")  # fmt: skip
+    group.add_argument("--prompt", help="text between prefix and caption; {base} in it stands for a caption by --base_checkpoint, "
+                       "{retrieved} for captions of similar images (default none)")  # fmt: skip
     group.add_argument("--base_checkpoint", metavar="FILE", help="checkpoint whose captions fill {base}; they are decoded once and kept "
                        "beside --data (default none)")  # fmt: skip
 
@@ -187,6 +194,21 @@ def _add_saving_and_fidelity(parser):
                        help="cut captions at min(mean + 10 sd, longest) tokens, as published (default off)")  # fmt: skip
 
 
+def _add_beyond(parser):
+    group = parser.add_argument_group("retrieval and training on texts", "As in SmallCap, CapDec and DeCap; see docs/beyond.md.")
+    group.add_argument("--datastore", nargs="+", metavar="FILE",
+                       help="feature files or folders of the same encoder, of images or texts, whose captions take the place of "
+                            "{retrieved} in --prompt; an image's own captions are left out (default --data)")  # fmt: skip
+    group.add_argument("--retrieved_captions", type=int, metavar="K",
+                       help=f"captions shown, one of each of the K nearest images (default {RETRIEVED})")  # fmt: skip
+    group.add_argument("--noise_variance", type=float, metavar="X",
+                       help="variance of the noise on every coordinate of a normalised text embedding, in training only "
+                            "(default 0.016 for features of parse_text.py)")  # fmt: skip
+    group.add_argument("--modality_offset", metavar="FILE",
+                       help="feature file of any pictures: measure how far the mean of their embeddings is from that of the texts, and "
+                            "subtract it from pictures when captioning (default none)")  # fmt: skip
+
+
 def _describe(registry):
     """List the entries of a registry with their help texts."""
     return "; ".join(f"{name}: {entry.help}" for name, entry in registry.items())
@@ -232,6 +254,9 @@ def _check_combinations(parser, options):
     if bool(options.base_checkpoint) != ("{base}" in (options.prompt or "")):
         given, absent = ("--base_checkpoint", "{base} in --prompt")[:: 1 if options.base_checkpoint else -1]
         parser.error(f"{given}, but no {absent}; give both, or neither")
+    beyond = [f"--{name}" for name in ("datastore", "retrieved_captions") if getattr(options, name)]
+    if beyond and "{retrieved}" not in (options.prompt or ""):
+        parser.error(f'{beyond[0]}, but no {{retrieved}} in --prompt; give, for example, --prompt "{RETRIEVAL_PROMPT}"')
     watching = [f"--{name}" for name in ("patience", "val_every") if getattr(options, name)] + ["--best_by"] * (options.best_by != "loss")
     if watching and not options.val_data:
         parser.error(f"{watching[0]} needs --val_data, the captions to validate on")

@@ -5,9 +5,10 @@ import shlex
 import sys
 
 from common import UserError
-from training.data import caption_with_base, file_digest, load_base_captioner, tokenize_data
+from training.data import attach_datastore, caption_with_base, file_digest, load_base_captioner, tokenize_data
 from training.options import LR
 from training.start import take_weights
+from training.texts import describe_text_training, in_text_space
 
 FEW_STEPS = 5000
 FLOAT32 = 4  # bytes; weights, gradients and AdamW's two averages are float32 whatever the precision
@@ -88,6 +89,7 @@ def _describe_model(options, features, gpt, gpt2_type):
         freeze_mapper=options.freeze_mapper,
         embeddings_per_image=features.embeddings_per_image,
         prompt=options.prompt,
+        text_training=describe_text_training(options, features),
     )
 
 
@@ -104,21 +106,22 @@ def set_dropout(gpt, share):
 
 
 def prepare_data(features, val_features, model, options, device, say):
-    """Tokenize the captions, behind base captions of their images where --base_checkpoint asks for them.
+    """Tokenize the captions, behind base captions of their images or captions of similar images where --prompt asks for them.
 
     Args:
         features: Features of the training data.
         val_features: Features of the validation data, or None.
-        model: ClipCaptionModel; with --base_checkpoint its base captioner and config.base are set.
+        model: ClipCaptionModel; with --base_checkpoint its base captioner and config.base are set, for {retrieved} its datastore and
+            config.retrieval.
         options: options of train.py.
-        device: where the base captioner decodes.
+        device: where the base captioner decodes, and the datastore is searched.
         say: function that prints a line.
 
     Returns:
         CaptionData of the training data, and of the validation data or None.
     """
-    sets = [(features, options.data[0])] + ([(val_features, options.val_data[0])] if val_features else [])
-    captions = [None] * len(sets)
+    sets = [(features, options.data[0])] + ([(in_text_space(val_features, model), options.val_data[0])] if val_features else [])
+    captions, retrieved = [None] * len(sets), [None] * len(sets)
     if options.base_checkpoint:
         from accelerate.state import PartialState
 
@@ -131,7 +134,14 @@ def prepare_data(features, val_features, model, options, device, say):
             captions = [caption_with_base(model.base_captioner, digest, some, path, say) for some, path in sets]
         base.to("cpu")
         model.config.base = dataclasses.asdict(base.config) | {"path": str(options.base_checkpoint), "digest": digest}
-    found = [tokenize_data(some, model, options, say, path, base) for (some, path), base in zip(sets, captions)]
+    if "{retrieved}" in (options.prompt or ""):
+        from features.datastore import ids_by_row
+
+        attach_datastore(model, features, options, device)
+        retrieved = [model.datastore.retrieve(some.clip_embedding, ids_by_row(some), device) for some, _ in sets]
+        example = retrieved[0][int(features.caption_rows[0])]
+        say(f"captions retrieved from {model.datastore.name} ({len(model.datastore.keys):,} images), for example: {example}")
+    found = [tokenize_data(some, model, options, say, path, *texts) for (some, path), *texts in zip(sets, captions, retrieved)]
     return found[0], found[1] if val_features else None
 
 

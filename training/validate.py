@@ -53,7 +53,7 @@ class Validation:
         where = f"step {step:,}" if self.options.val_every else f"epoch {epoch}"
         loss = f"validation loss {figures['val_loss']:.4f}, perplexity {figures['val_perplexity']:.2f}"
         warm = step >= min(self.plan.warmup_steps, self.plan.total_steps)
-        collapse = find_collapse(figures, bool(self.options.base_checkpoint)) if warm else None
+        collapse = find_collapse(figures, bool(self.options.base_checkpoint) or self.captioner.datastore is not None) if warm else None
         self.log.write_validation(step, epoch, figures | ({"val_collapse": collapse} if collapse else {}), samples)
         if better:
             self.files.save_weights("_best")
@@ -164,6 +164,7 @@ class CaptionSample:
             caption, row = captions[number], int(data.caption_rows[number])
             self.about.setdefault(row, {name: caption[name] for name in ("image_id", "file_name") if name in caption})
             references[row].append(caption["caption"])
+        self.ids = [self.about[row]["image_id"] for row in references]
         self.texts = list(references.values())
         self.references = [tokenize_plain(several) for several in self.texts]
 
@@ -181,9 +182,11 @@ class CaptionSample:
 
         decoded = []
         with uncompiled(model):
-            for start in range(0, len(self.embeddings), DECODED_TOGETHER):
-                chunk = self.embeddings[start : start + DECODED_TOGETHER].float()
-                decoded += [several[0] for several in generate(model, chunk, "greedy", return_ended=True, seed=0)]
+            step = DECODED_TOGETHER if model.datastore is None else len(self.embeddings)  # generate gathers prompts of one length
+            for start in range(0, len(self.embeddings), step):
+                chunk, ids = self.embeddings[start : start + step].float(), self.ids[start : start + step]
+                found = generate(model, chunk, "greedy", return_ended=True, seed=0, image_ids=ids, in_text_space=True)
+                decoded += [several[0] for several in found]
         texts = [text for text, _, _ in decoded]
         words = tokenize_plain(texts)
         cider = score_cider(words, self.references)
@@ -212,19 +215,19 @@ def format_samples(rows, width=52):
     return lines + [f"  {cut(row['image_id'])[-14:]:<14} {cut(row['reference']):<{width}} {cut(row['caption'])}" for row in rows]
 
 
-def find_collapse(figures, quotes_base=False):
+def find_collapse(figures, quotes_others=False):
     """Find signs that the captions hardly depend on their images.
 
     Args:
         figures: what Validation.run returned.
-        quotes_base: whether the prompt already holds a caption of the image, so that a small gap says nothing.
+        quotes_others: whether the prompt already holds captions of the image or of similar ones, so that a small gap says nothing.
 
     Returns:
         The signs in words; None where there are none.
     """
     signs = []
     gap = figures.get("val_gap")
-    if gap is not None and gap < LEAST_GAP and not quotes_base:
+    if gap is not None and gap < LEAST_GAP and not quotes_others:
         signs.append(f"with another image's prefix the loss is only {gap:.4f} nats per token higher")
     distinct, true = figures.get("val_distinct"), figures.get("val_distinct_references")
     if distinct is not None and true > 1 and distinct < max(2, LEAST_DISTINCT * true):

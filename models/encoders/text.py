@@ -121,6 +121,11 @@ def require_text_tower(name, device, wish):
     return tower
 
 
+def load_projection(name, device="cpu"):
+    """Load what carries an encoder's stored embeddings into the space of its texts: the `project` of its text tower."""
+    return require_text_tower(name, device, "a comparison of images with texts").project
+
+
 def embed_captions(tower, captions):
     """Embed captions in the space they share with images, with CLIPScore's words before them; those of sounds stand alone.
 
