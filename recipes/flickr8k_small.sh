@@ -13,10 +13,31 @@
 #
 #   bash recipes/flickr8k_small.sh          run it from the root of the repository; to resume, run it again
 set -euo pipefail
-TRAIN=${TRAIN:-data/flickr8k}
-VAL=${VAL:-}
+TRAIN=${TRAIN:-data/flickr8k/Flickr8k.token.txt} # annotations of Flickr, or a folder for parse_folder.py
+VAL=${VAL:-}                                     # such a folder of held-out photographs
 ENCODER=${ENCODER:-timm:data/weights/tf_efficientnet_lite2}
 LANGUAGE_MODEL=${LANGUAGE_MODEL:-data/weights/smollm2-135m}
 OUT=${OUT:-checkpoints/${RECIPE_SMOKE:+smoke_}flickr8k_small}
 METRICS=${METRICS:-bleu meteor rouge cider}
 SMOKE=${RECIPE_SMOKE:+--max_steps 3 --log_every 1 --device cpu} # RECIPE_SMOKE=1: a trial of three steps
+FEATURES=$OUT/features
+
+mkdir -p "$OUT"
+if [ -e ${FEATURES}_train.pkl ] && [ -e ${FEATURES}_val.pkl ]; then
+  echo "features are there"
+elif [ -f "$TRAIN" ]; then
+  python parse_flickr.py --annotations "$TRAIN" --clip_model_type "$ENCODER" --val_share 0.1 --test_share 0 --out $FEATURES.pkl
+elif [ -n "$VAL" ]; then
+  python parse_folder.py "$TRAIN" --clip_model_type "$ENCODER" --val_share 0 --out ${FEATURES}_train.pkl
+  python parse_folder.py "$VAL" --clip_model_type "$ENCODER" --val_share 0 --out ${FEATURES}_val.pkl
+else
+  python parse_folder.py "$TRAIN" --clip_model_type "$ENCODER" --out ${FEATURES}_train.pkl
+fi
+python check.py ${FEATURES}_{train,val}.pkl || [ -n "${GO_ON:-}" ] # stops at a problem, unless GO_ON=1
+
+python train.py --data ${FEATURES}_train.pkl --val_data ${FEATURES}_val.pkl --out_dir "$OUT" --language_model "$LANGUAGE_MODEL" \
+  --mapping_type linear --tune lora --lora_dropout 0 --lr 3e-4 --mapper_lr 5e-4 --weight_decay 0.01 --epochs 8 --resume $SMOKE
+
+python evaluate.py --data ${FEATURES}_val.pkl --checkpoint "$OUT"/coco_prefix_best.pt --train_data ${FEATURES}_train.pkl --baseline nearest \
+  --metrics $METRICS --out "$OUT"/val.json
+python predict.py --data ${FEATURES}_val.pkl --checkpoint "$OUT"/coco_prefix_best.pt --num_captions 5 --out "$OUT"/captions.json
