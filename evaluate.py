@@ -24,8 +24,9 @@ from evaluation.statistics import compare
 from evaluation.tokens import tokenize
 from evaluation.truth import count_image_captions, decode_pictures, embed_for_clipscore, find_rows, load_tower, load_truth
 from features.store import load_features
-from prediction.captions import add_decoding_options, add_rerank_option, add_running_options, check_rerank, load_captioner
+from prediction.captions import add_decoding_options, add_rerank_option, add_running_options, check_rerank
 from prediction.inputs import refuse_addresses
+from prediction.loading import load_captioner
 
 MOST_DRAWS = 1_000_000
 
