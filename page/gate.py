@@ -8,6 +8,7 @@ from gradio.exceptions import InvalidPathError
 
 from common import UserError
 from models.weights import first_line
+from page.uploads import check_uploads
 
 # What the page itself and gradio_client ask for. Gradio has more: proxies, recordings, an editor, monitoring.
 OPEN = re.compile(
@@ -83,6 +84,11 @@ async def _answer(send, status, reason):
 
 class Page(gr.Blocks):
     """Gradio's Blocks, whose failures are messages: a UserError says what is wrong, anything else is logged in one line."""
+
+    async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
+        """Read the inputs of an event as gradio does, but files only where they are the caller's own. Raises UserError for others."""
+        check_uploads(inputs)
+        return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
 
     async def process_api(self, *args, **kwargs):
         """Run an event as gradio does. Raises gr.Error only, without a traceback in the log."""

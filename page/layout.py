@@ -1,6 +1,7 @@
 """The page: its tabs, its controls, and what happens when someone gives it a file."""
 
 import concurrent.futures
+import io
 import tempfile
 from pathlib import Path
 
@@ -12,16 +13,20 @@ from features.audio import is_sound, spectrogram_picture
 from features.image_ids import MEDIA_SUFFIXES, name_images, printable_name
 from models.encoders.images import read_image
 from page.gate import MOST_FILES, Page, gr_text
-from page.results import SCRIPT, show_hint, show_outcomes, show_problem
+from page.results import SCRIPT, show_cards, show_hint, show_outcomes, show_problem
 from page.settings import DECODINGS, MOST_BEAMS, MOST_CAPTIONS, MOST_PROMPT, RERANKINGS, TEMPERATURES, TOP_PS, check_settings
-from page.uploads import Files, Picture, Sound
+from page.uploads import own_path
 from prediction.captions import write_captions
+from reports.pictures import data_uri
 
 TITLE = "PrefixCap"
-THUMBNAIL = 512  # pixels of the longer side, in the gallery
+THUMBNAIL = 320  # pixels of the longer side, in the gallery
 CALLERS = 32  # requests that read and wait at the same time; one thread runs the models
 WAITING = 200  # requests in the queue; more are turned away
 SECONDS = 600  # a request takes at most
+# Of every event. Without `preprocess` files come as gradio's FileData: gradio itself would open them, and fail in its own words.
+EVENT = {"preprocess": False, "concurrency_limit": CALLERS, "concurrency_id": "captions"}
+PRIVATE = {"api_visibility": "private", **EVENT}
 
 
 class Handlers:
@@ -34,46 +39,44 @@ class Handlers:
     def __init__(self, worker):
         self.worker = worker
 
-    def caption_picture(self, path, *controls):
+    def caption_picture(self, file, *controls):
         """Caption a picture. Returns HTML."""
-        return self._show(path, False, controls)
+        return self._show(file, False, controls)
 
-    def caption_sound(self, path, *controls):
+    def caption_sound(self, file, *controls):
         """Caption a sound. Returns HTML."""
-        return self._show(path, True, controls)
+        return self._show(file, True, controls)
 
-    def _show(self, path, hears, controls):
-        if path is None:
+    def _show(self, file, hears, controls):
+        if file is None:
             return show_hint(f"Give a {'sound' if hears else 'picture'}, and its captions appear here.")
         try:
-            return show_outcomes(self.worker.submit(path, hears, check_settings(*controls), explain=True).result(SECONDS))
+            return show_outcomes(self.worker.submit(own_path(file), hears, check_settings(*controls), explain=True).result(SECONDS))
         except UserError as error:
             return show_problem(error)
 
-    def caption_folder(self, paths, decoding, beam_size, num_captions, temperature, top_p, prompt, rerank, progress=gr.Progress()):
-        """Caption the pictures or sounds of a folder. Returns items of the gallery, HTML on what was left out, and a CSV file."""
+    def caption_folder(self, files, decoding, beam_size, num_captions, temperature, top_p, prompt, rerank, progress=gr.Progress()):
+        """Caption the pictures or sounds of a folder. Returns HTML, and a CSV file or None."""
+        if not files:
+            return show_hint(ABOUT_FOLDER), None
         try:
             settings = check_settings(decoding, beam_size, num_captions, temperature, top_p, prompt, rerank)
-            files = [path for path in paths or [] if path.lower().endswith(MEDIA_SUFFIXES)]
-            if not files:
-                return [], show_problem("there is no picture and no sound in it.") if paths else show_hint(ABOUT_FOLDER), None
-            if len(files) > MOST_FILES:
-                raise UserError(f"{len(files)} files; expected at most {MOST_FILES}. Caption large folders with predict.py.")
+            files = sorted((path for path in map(own_path, files) if path.lower().endswith(MEDIA_SUFFIXES)), key=_name)
+            if not 1 <= len(files) <= MOST_FILES:
+                raise UserError(f"the folder holds {len(files)} pictures and sounds; expected 1 to {MOST_FILES}. Use predict.py for more.")
         except UserError as error:
-            return [], show_problem(error), None
+            return show_problem(error), None
         futures = {self.worker.submit(path, is_sound(path), settings): path for path in files}
-        captioned, problems = {}, []
+        captioned, problems = {}, ""
         for future in progress.tqdm(concurrent.futures.as_completed(futures, SECONDS), total=len(futures), desc="captions"):
             path = futures[future]
             try:
                 captioned[path] = future.result()
             except UserError as error:
-                problems.append(f"{printable_name(Path(path).name)}: {error}")
+                problems += show_problem(f"{_name(path)}: {error}")
         files = [path for path in files if path in captioned]
-        items = [(draw_thumbnail(path), describe_item(path, captioned[path])) for path in files]
-        problems += [f"{one.name}: {one.error}" for one in {o.name: o for path in files for o in captioned[path] if o.error}.values()]
-        about = "".join(map(show_problem, problems)) or show_hint(f"{len(items)} of {len(files)} captioned.")
-        return items, about, write_table(files, captioned)
+        cards = show_cards([(_name(path), draw_thumbnail(path), captioned[path]) for path in files])
+        return problems + cards, write_table(files, captioned)
 
     def caption(self, file, *controls):
         """Caption a picture or a sound.
@@ -83,7 +86,8 @@ class Handlers:
         """
         if file is None:
             raise UserError("no file was given. Upload a picture or a sound.")
-        outcomes = self.worker.submit(file, is_sound(file), check_settings(*controls)).result(SECONDS)
+        path = own_path(file)
+        outcomes = self.worker.submit(path, is_sound(path), check_settings(*controls)).result(SECONDS)
         if all(outcome.error for outcome in outcomes):
             raise UserError(outcomes[0].error)
         return [
@@ -96,18 +100,18 @@ class Handlers:
 ABOUT_FOLDER = f"Choose a folder of up to {MOST_FILES} pictures or sounds, and they appear here with their captions."
 
 
+def _name(path):
+    """The name of an upload, as its owner calls it."""
+    return printable_name(Path(path).name)
+
+
 def draw_thumbnail(path):
-    """Draw a picture, or a sound's spectrogram, for the gallery. Returns a PIL picture."""
+    """Draw a picture, or a sound's spectrogram, small. Returns a data URI."""
     image = spectrogram_picture(path) if is_sound(path) else read_image(path, least_side=THUMBNAIL)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return image
-
-
-def describe_item(path, outcomes):
-    """Write the best caption of every captioner under the name of a file."""
-    several = len(outcomes) > 1
-    best = [(f"{one.name}: " if several else "") + one.captions[0][0].strip() for one in outcomes if one.captions]
-    return " | ".join(best) or printable_name(Path(path).name)
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=85)
+    return data_uri(content.getvalue(), "image/jpeg")
 
 
 def write_table(files, captioned):
@@ -118,8 +122,7 @@ def write_table(files, captioned):
         return None
     by_checkpoint = [[captioned[path][place].captions for path in alike] for place in range(len(names))]
     path = Path(tempfile.mkdtemp(dir=get_upload_folder())) / "captions.csv"
-    ids = name_images([Path(Path(one).name) for one in alike])
-    write_captions(str(path), ids, [printable_name(Path(one).name) for one in alike], names, by_checkpoint)
+    write_captions(str(path), name_images([Path(_name(one)) for one in alike]), list(map(_name, alike)), names, by_checkpoint)
     return str(path)
 
 
@@ -143,6 +146,17 @@ def add_controls(can_clip):
     return [decoding, beams, captions, temperature, top_p, prompt, rerank]
 
 
+def add_tab(component, thing, handler, controls):
+    """Add what takes a picture or a sound, side by side with its captions. component: the input, not yet rendered."""
+    with gr.Row():
+        with gr.Column():
+            component.render()
+            ask = gr.Button(f"Caption the {thing}", variant="primary")
+        with gr.Column():
+            captions = gr.HTML(show_hint(f"Give a {thing}, and its captions appear here."), js_on_load=SCRIPT, elem_id=f"{thing}-captions")
+    gr.on([component.change, ask.click], handler, [component, *controls], captions, **PRIVATE)
+
+
 def build_page(worker, examples=()):
     """Build the page.
 
@@ -154,39 +168,29 @@ def build_page(worker, examples=()):
         Page, not yet launched.
     """
     handlers = Handlers(worker)
-    sees, hears = worker.of_kind(False), worker.of_kind(True)
     names = ", ".join(captioner.name for captioner in worker.captioners)
-    private = {"api_visibility": "private", "concurrency_limit": CALLERS, "concurrency_id": "captions"}
     with Page(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"# {TITLE}\nCaptions by {gr_text(names)}.")
         controls = add_controls(any(captioner.tower is not None for captioner in worker.captioners))
-        with gr.Tab("Picture", interactive=bool(sees)), gr.Row():
-            with gr.Column():
+        with gr.Tabs(selected="picture" if worker.of_kind(False) else "sound"):
+            with gr.Tab("Picture", id="picture"):
                 sources = ["upload", "webcam", "clipboard"]
-                picture = Picture(label="Picture", type="filepath", sources=sources, height=360, elem_id="picture")
-                ask_picture = gr.Button("Caption the picture", variant="primary")
-                if examples:
+                picture = gr.Image(type="filepath", sources=sources, height=360, elem_id="picture", label="Picture", render=False)
+                add_tab(picture, "picture", handlers.caption_picture, controls)
+                if examples and worker.of_kind(False):
                     gr.Examples([[str(path)] for path in examples], [picture], label="Examples", cache_examples=False)
-            with gr.Column():
-                said = gr.HTML(show_hint("Give a picture, and its captions appear here."), js_on_load=SCRIPT, elem_id="picture-captions")
-        gr.on([picture.change, ask_picture.click], handlers.caption_picture, [picture, *controls], said, **private)
-        with gr.Tab("Sound", interactive=bool(hears)), gr.Row():
-            with gr.Column():
-                sound = Sound(label="Sound", type="filepath", sources=["upload", "microphone"], elem_id="sound")
-                ask_sound = gr.Button("Caption the sound", variant="primary")
-            with gr.Column():
-                heard = gr.HTML(show_hint("Give a sound, and its captions appear here."), js_on_load=SCRIPT, elem_id="sound-captions")
-        gr.on([sound.change, ask_sound.click], handlers.caption_sound, [sound, *controls], heard, **private)
-        with gr.Tab("Folder"):
-            folder = Files(label="Folder", file_count="directory", height=140, elem_id="folder")
-            ask_folder = gr.Button("Caption the folder", variant="primary")
-            about = gr.HTML(show_hint(ABOUT_FOLDER), elem_id="folder-captions")
-            gallery = gr.Gallery(label="Captions", columns=4, height="auto", object_fit="contain", interactive=False, elem_id="gallery")
-            table = gr.File(label="Captions as a table", interactive=False)
-        gr.on(
-            [folder.upload, ask_folder.click], handlers.caption_folder, [folder, *controls], [gallery, about, table],
-            show_progress_on=gallery, **private,
-        )  # fmt: skip
+            with gr.Tab("Sound", id="sound"):
+                sound = gr.Audio(type="filepath", sources=["upload", "microphone"], elem_id="sound", label="Sound", render=False)
+                add_tab(sound, "sound", handlers.caption_sound, controls)
+            with gr.Tab("Folder", id="folder"):
+                folder = gr.File(label="Folder", file_count="directory", height=140, elem_id="folder")
+                ask = gr.Button("Caption the folder", variant="primary")
+                gallery = gr.HTML(show_hint(ABOUT_FOLDER), min_height=80, elem_id="folder-captions")
+                table = gr.File(label="Captions as a table", interactive=False)
+                gr.on(
+                    [folder.upload, ask.click], handlers.caption_folder, [folder, *controls], [gallery, table],
+                    show_progress_on=gallery, **PRIVATE,
+                )  # fmt: skip
         add_endpoint(handlers, controls)
     page.queue(max_size=WAITING, default_concurrency_limit=CALLERS)
     return page
@@ -194,7 +198,7 @@ def build_page(worker, examples=()):
 
 def add_endpoint(handlers, controls):
     """Add /caption for gradio_client; docs/page.md describes it. The controls' first values are its defaults."""
-    file, answer = Files(visible=False, label="file"), gr.JSON(visible=False, label="captions")
+    file, answer = gr.File(visible=False, label="file"), gr.JSON(visible=False, label="captions")
     decoding, beams, captions, temperature, top_p, prompt, rerank = controls
     named = {"file": file, "decoding": decoding, "beam_size": beams, "num_captions": captions, "temperature": temperature}
     named |= {"top_p": top_p, "prompt": prompt, "rerank": rerank}
@@ -204,6 +208,4 @@ def add_endpoint(handlers, controls):
         return handlers.caption(file, decoding, beam_size, num_captions, temperature, top_p, prompt, rerank)
 
     caption.__doc__ = handlers.caption.__doc__
-    gr.Button(visible=False).click(
-        caption, list(named.values()), answer, api_name="caption", concurrency_limit=CALLERS, concurrency_id="captions",
-    )  # fmt: skip
+    gr.Button(visible=False).click(caption, list(named.values()), answer, api_name="caption", **EVENT)

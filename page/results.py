@@ -33,6 +33,7 @@ element.addEventListener('click', (event) => {
 """
 
 STYLE = """
+/* What gradio's own style leaves to us: width, contrast, and how captions look. */
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 .result { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .8rem 1rem; margin-bottom: .8rem;
   background: var(--background-fill-primary); color: var(--body-text-color); overflow-wrap: anywhere; }
@@ -54,6 +55,13 @@ STYLE = """
 .result .bar { display: block; background: var(--color-accent); border-radius: 3px; height: 100%; }
 .result .share { text-align: right; font-variant-numeric: tabular-nums; }
 .result .near { color: var(--body-text-color-subdued); }
+ul.cards { list-style: none; margin: 0; padding: 0; display: grid; gap: .8rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(14rem, 100%), 1fr)); }
+ul.cards .result { margin: 0; padding: .6rem; }
+ul.cards img { width: 100%; height: 11rem; object-fit: contain; background: var(--background-fill-secondary); border-radius: 5px; }
+ul.cards .caption { font-size: 1rem; line-height: 1.4; flex-basis: 100%; }
+#picture img { width: 100%; height: 100%; object-fit: contain; }
+footer .divider { display: none; }
 .problem { border-left: 4px solid #d33; padding: .5rem .8rem; margin: 0 0 .8rem; background: var(--background-fill-secondary);
   color: var(--body-text-color); overflow-wrap: anywhere; }
 .hint { color: var(--body-text-color-subdued); font-size: .85rem; margin: .2rem 0; }
@@ -92,17 +100,39 @@ def show_outcomes(outcomes):
     return "".join(_show_outcome(one) for one in outcomes) + show_hint(f"{SCORE} {CLICK}" if clickable else SCORE)
 
 
+def show_cards(items):
+    """Show the pictures of a folder with their captions.
+
+    Args:
+        items: list of (name of a file, data URI of its picture, list of Outcome).
+
+    Returns:
+        HTML.
+    """
+    cards = []
+    for name, uri, outcomes in items:
+        said = next((outcome.captions[0][0].strip() for outcome in outcomes if outcome.captions), name)
+        shown = "".join(f"<h3>{text(one.name)}</h3>" * (len(outcomes) > 1) + _show_captions(one) for one in outcomes)
+        cards.append(f'<li class="result"><img src="{uri}" alt="{text(said)}"><p class="hint">{text(name)}</p>{shown}</li>')
+    return f'<ul class="cards">{"".join(cards)}</ul>' + show_hint(SCORE) if cards else ""
+
+
 def _show_outcome(outcome):
-    """Show the captions of one captioner, or why there are none."""
+    """Show what one captioner says."""
     head = f'<section class="result" aria-label="Captions by {text(outcome.name)}"><h3>{text(outcome.name)}</h3>'
+    return f'{head}{_show_captions(outcome)}<div class="attention" aria-live="polite"></div></section>'
+
+
+def _show_captions(outcome):
+    """Show the captions of one captioner, or why there are none."""
     if outcome.error:
-        return f"{head}{show_problem(outcome.error)}</section>"
+        return show_problem(outcome.error)
     rows = []
     for number, (caption, score) in enumerate(outcome.captions):
         words = outcome.words[number] if outcome.words else []
         shown = "".join(_show_word(word) for word in words) or text(caption.strip() or "(an empty caption)")
         rows.append(f'<li><p class="caption">{shown}</p><span class="score" title="{text(SCORE)}">{score:.3f}</span></li>')
-    return f'{head}<ol>{"".join(rows)}</ol><div class="attention" aria-live="polite"></div></section>'
+    return f"<ol>{''.join(rows)}</ol>"
 
 
 def _show_word(word):

@@ -11,6 +11,7 @@ from page.results import STYLE
 
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]  # fonts that are there: none is downloaded
 CODE_FONT = ["ui-monospace", "Consolas", "monospace"]
+CONTRAST = {"body_text_color_subdued": "*neutral_600", "body_text_color_subdued_dark": "*neutral_300"}  # gradio's own is hard to read
 MEGABYTE = 10**6
 
 
@@ -55,7 +56,7 @@ def serve_page(worker, host, port, most_upload, examples=()):
                 allowed_paths=[],
                 max_file_size=most_upload * MEGABYTE,
                 footer_links=["api", "settings"],
-                theme=gr.themes.Default(font=FONT, font_mono=CODE_FONT),
+                theme=gr.themes.Default(font=FONT, font_mono=CODE_FONT).set(**CONTRAST),
                 css=STYLE,
                 app_kwargs={"middleware": [Middleware(Gate, most_upload=MOST_FILES * most_upload * MEGABYTE)]},
             )
