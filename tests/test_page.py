@@ -6,13 +6,13 @@ import re
 import shutil
 import socket
 
+import paging
 import pytest
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 import app
-import paging
 import predict
 import tiny
 from common import UserError
@@ -29,8 +29,8 @@ PLAIN = ("beam", 5, 1, 1.0, 1.0, "", "none")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return paging.save_world(tmp_path_factory.mktemp("page"))
+def world(page_world):
+    return page_world
 
 
 @pytest.fixture(scope="module")
