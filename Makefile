@@ -1,10 +1,11 @@
-# PrefixCap: `make demo` shows the whole trade, `make test` runs the tests. Both set up .venv first (about three minutes, once).
+# PrefixCap: `make demo` shows the whole trade, `make app` starts a web page with its models, `make test` runs the tests. All of them set
+# up .venv first (about three minutes, once).
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo demo-audio test test-slow bench lint clean
+.PHONY: setup demo demo-audio app test test-slow bench lint clean
 
 setup: $(READY)
 
@@ -16,13 +17,16 @@ $(READY): requirements.txt
 	@touch $(READY)
 
 # Threads that wait without spinning: where something else runs beside, two spinning ones slow each other down several times over.
-demo demo-audio test test-slow: export OMP_WAIT_POLICY ?= passive
+demo demo-audio app test test-slow: export OMP_WAIT_POLICY ?= passive
 
 demo: $(READY)
 	@$(BIN)/python -m demo.run
 
 demo-audio: $(READY)
 	@$(BIN)/python -m demo.run_audio
+
+app: $(READY)
+	@$(BIN)/python app.py
 
 test: $(READY)
 	@$(BIN)/python -m pytest -m "not slow"

@@ -24,9 +24,10 @@ from evaluation.statistics import compare
 from evaluation.tokens import tokenize
 from evaluation.truth import count_image_captions, decode_pictures, embed_for_clipscore, find_rows, load_tower, load_truth
 from features.store import load_features
-from prediction.captions import add_decoding_options, add_rerank_option, add_running_options, check_rerank, load_captioner
+from prediction.captions import add_decoding_options, add_rerank_option, add_running_options, check_rerank
 from prediction.datastores import add_store_options, attach_stores
 from prediction.inputs import refuse_addresses
+from prediction.loading import load_captioner
 
 MOST_DRAWS = 1_000_000
 
@@ -113,7 +114,7 @@ def caption_data(references, pictures, train, options):
     pair_up(pictures.ids, references, options.data)  # before minutes of decoding
     model = load_captioner(options.checkpoint, options.gpt2_type, pick_device(options.device), options.mixed_precision)
     check_compatible(pictures.features.kind, checkpoint_kind(model.config, model.origin.encoder), options.data, options.checkpoint)
-    attach_stores([model], [options.checkpoint], options)
+    attach_stores([model], [options.checkpoint], options.datastore, options.memory)
     frequencies = count_image_captions(train) if train and options.rerank == "consensus" else None
     return decode_pictures(model, pictures, options, frequencies)
 

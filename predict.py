@@ -22,13 +22,13 @@ from prediction.captions import (
     caption_all,
     caption_and_rerank,
     check_rerank,
-    load_captioner,
     print_captions,
     write_captions,
 )
 from prediction.clipxgpt import add_clipxgpt_options, find_checkpoints, print_generated, write_titled
-from prediction.datastores import add_store_options, attach_stores
+from prediction.datastores import add_store_options
 from prediction.inputs import audio_of, encode_files, expand_names, find_files, read_features, refuse_addresses
+from prediction.loading import load_encoders, load_models
 
 
 def build_parser():
@@ -79,48 +79,11 @@ def say(line):
     print(line, file=sys.stderr)
 
 
-def load_models(checkpoints, options, device):
-    """Load every checkpoint and the texts it consults, and say what a published file was recognized as."""
-    from models.published.recognise import OURS
-
-    models = [load_captioner(path, options.gpt2_type, device, options.mixed_precision) for path in checkpoints]
-    for model, checkpoint in zip(models, checkpoints):
-        if model.origin.kind != OURS:
-            say(f"{checkpoint}: recognized as {model.origin.kind}")
-    attach_stores(models, checkpoints, options)
-    return models
-
-
-def load_encoders(models, checkpoints, audio, encoder_name, device):
-    """Load each model's encoder, once where several models share it; encoder_name: the one to use for all, or None."""
-    from features.audio import sound_encoder
-    from models.encoders import load_encoder
-    from models.operators import accelerate_model
-
-    loaded, encoders = {}, []
-    for model, checkpoint, of_sounds in zip(models, checkpoints, audio):
-        name = encoder_name or model.origin.encoder or model.config.encoder
-        if name is None:
-            raise UserError(f"{checkpoint} does not name its encoder. Give --clip_model_type, such as ViT-B/32.")
-        spectrogram, pooling = of_sounds and of_sounds["spectrogram"], model.config.pooling
-        key = (name, spectrogram, pooling)
-        if key not in loaded:
-            encoder = load_encoder(name, device, pooling="pooled" if spectrogram else pooling)
-            accelerate_model(encoder.module)
-            loaded[key] = sound_encoder(encoder, spectrogram, pooling) if spectrogram else encoder
-        width, expected = loaded[key].width, model.config.clip_width
-        if width != expected:
-            needs = f"{checkpoint} needs {expected}-wide ones ({model.config.encoder or 'encoder unknown'})"
-            raise UserError(f"{name} gives {width}-wide embeddings; {needs}. Give that encoder as --clip_model_type, or leave it out.")
-        encoders.append(loaded[key])
-    return encoders
-
-
 def encode_inputs(names, models, checkpoints, options, device):
     """Find the pictures or sounds and encode them with every model's encoder. Returns prediction.inputs.Inputs."""
     audio = audio_of(models, checkpoints)
     paths, folders = find_files(names, sounds=any(audio))
-    encoders = load_encoders(models, checkpoints, audio, options.clip_model_type, device)
+    encoders = load_encoders(models, checkpoints, audio, [options.clip_model_type] * len(models), device)
     return encode_files(paths, folders, encoders, any(audio), say, batch_size=options.batch_size, num_workers=options.num_workers)
 
 
@@ -174,7 +137,7 @@ def main(argv=None):
 
     checkpoints = find_checkpoints(options.checkpoint, options.size)
     device = pick_device(options.device)
-    models = load_models(checkpoints, options, device)
+    models = load_models(checkpoints, options, device, say)
     if options.data:
         inputs = read_features(options.data, models, checkpoints)
     else:

@@ -15,6 +15,7 @@ from common import UserError
 from demo import run, run_audio, tiny_models
 
 CHECKPOINTS = "checkpoints/demo-*.pt"
+HELDOUT = {False: "heldout/*.jpg", True: "evaluation/*.wav"}  # pictures, sounds
 
 
 class Ready(NamedTuple):
@@ -39,13 +40,8 @@ def ready_demo(folder=None, sounds=False):
     Raises:
         UserError: the folder holds something else, or making the demo fails.
     """
-    variable, usual, heldout, script, parse = (
-        ("PREFIXCAP_DEMO_AUDIO", "data/demo_audio", "evaluation/*.wav", run_audio, "parse development")
-        if sounds
-        else ("PREFIXCAP_DEMO", "data/demo", "heldout/*.jpg", run, "parse train")
-    )
-    folder = Path(folder or os.environ.get(variable) or usual)
-    found = _find(folder, heldout)
+    script, parse = (run_audio, "parse development") if sounds else (run, "parse train")
+    folder, found = _folder(folder, sounds), find_demo(folder, sounds)
     if found is None:
         if folder.exists() and not (folder / "world.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} holds other files than a demo of {'sounds' if sounds else 'pictures'}. Name another folder.")
@@ -61,16 +57,23 @@ def ready_demo(folder=None, sounds=False):
         lines = script.command_lines(folder)
         for stage in (parse, "train"):  # the rest of the demo captions and scores
             run.run_script(lines[stage])
-        found = _find(folder, heldout)
+        found = find_demo(folder, sounds)
         if found is None:
-            raise UserError(f"{folder} holds an incomplete demo, with nothing in {heldout}. Remove it, and run this again.")
+            raise UserError(f"{folder} holds an incomplete demo, with nothing in {HELDOUT[sounds]}. Remove it, and run this again.")
     return found
 
 
-def _find(folder, heldout):
-    """Find the parts of the demo in `folder`; None where one is missing. heldout: a pattern of file names."""
+def _folder(folder, sounds):
+    """The folder to look in; arguments as for ready_demo."""
+    variable, usual = ("PREFIXCAP_DEMO_AUDIO", "data/demo_audio") if sounds else ("PREFIXCAP_DEMO", "data/demo")
+    return Path(folder or os.environ.get(variable) or usual)
+
+
+def find_demo(folder=None, sounds=False):
+    """Find a finished demo; arguments as for ready_demo. Returns Ready, or None where a part is missing."""
+    folder = _folder(folder, sounds)
     checkpoints = sorted(folder.glob(CHECKPOINTS))
-    heldout = sorted(folder.glob(heldout))
+    heldout = sorted(folder.glob(HELDOUT[sounds]))
     encoder, gpt2 = tiny_models.clip_path(folder), tiny_models.gpt2_path(folder)
     if not (checkpoints and heldout and encoder.is_file() and gpt2.is_dir()):
         return None

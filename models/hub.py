@@ -4,8 +4,8 @@
   python -m models.hub export FILE DIR        write a folder for HubCaptionModel.from_pretrained(DIR)
 
 DIR holds config.json ("model": the fields of CaptionConfig), model.safetensors (published names; a base captioner under
-original_model.*; LoRA merged), tokenizer/ and README.md. HubCaptionModel.from_pretrained reads it, or the same files on the hub by their
-name. `model.push_to_hub(NAME)` puts them there.
+original_model.*; LoRA merged), tokenizer/ and README.md, a model card. HubCaptionModel.from_pretrained reads it, or the same files on the
+hub by their name. `model.push_to_hub(NAME)` puts them there. `export` also writes a ready Space: `python DIR/app.py` starts the page.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from common import Parser, UserError, one_line_errors, replace_file
 from models.captioner import ClipCaptionModel
 from models.checkpoints import build_captioner, open_checkpoint, read_config
 from models.published.recognise import recognise
+from models.space import describe_for_card, version_of, write_space
 from models.state_dicts import BASE, trained_state
 from models.weights import load_tokenizer
 
@@ -35,7 +36,28 @@ from models.hub import HubCaptionModel
 
 model = HubCaptionModel.from_pretrained("this folder, or its name on the hub")
 ```
-"""
+{% if scores %}
+## Scores
+
+Computed by evaluate.py{% if images %} on {{ images }} images{% endif %}, times 100.
+
+| metric | score |
+|---|---|
+{% for name, value in scores %}| {{ name }} | {{ value }} |
+{% endfor %}{% endif %}{% if samples %}
+## Samples
+
+| caption | one of its references |
+|---|---|
+{% for caption, reference in samples %}| {{ caption }} | {{ reference }} |
+{% endfor %}{% endif %}{% if command %}
+## Training
+
+```
+{{ command }}
+```
+{% endif %}"""
+SPACE = {"title": "PrefixCap", "sdk": "gradio", "app_file": "app.py"}  # what a Space reads from the head of its README.md
 
 
 class HubCaptionModel(
@@ -141,14 +163,23 @@ def main(argv=None):
         command.add_argument("file", metavar="FILE", help="checkpoint, ours or a published one")
         command.add_argument("--gpt2_type", help="language model that gives number of heads and tokenizer (default: as the file says)")
     export.add_argument("dir", metavar="DIR", help="folder to write into")
+    export.add_argument("--scores", metavar="FILE", help="file that evaluate.py --out wrote, for scores and samples in the model card")
     options = parser.parse_args(argv)
     if options.command == "describe":
         print(describe_checkpoint(options.file, options.gpt2_type))
         return 0
     if Path(options.dir).is_file():
         raise UserError(f"{options.dir} is a file; expected a folder to write into.")
-    HubCaptionModel.from_checkpoint(options.file, options.gpt2_type).save_pretrained(options.dir)
-    print(f'wrote {options.dir}: HubCaptionModel.from_pretrained("{options.dir}") reads it')
+    model = HubCaptionModel.from_checkpoint(options.file, options.gpt2_type)
+    about = describe_for_card(model.origin.path, options.scores)
+    model.save_pretrained(options.dir)
+    card = model.generate_model_card(**about)
+    for name, value in (SPACE | {"sdk_version": version_of("gradio")}).items():
+        setattr(card.data, name, value)
+    with replace_file(Path(options.dir) / "README.md") as temporary:
+        temporary.write_text(str(card), encoding="utf-8")
+    write_space(options.dir, model)
+    print(f'wrote {options.dir}: HubCaptionModel.from_pretrained("{options.dir}") reads it, python {options.dir}/app.py starts its page')
     return 0
 
 

@@ -78,31 +78,6 @@ def add_running_options(parser):
     return group
 
 
-def load_captioner(path, gpt2_type, device, mixed_precision):
-    """Load a checkpoint, its language model in the precision that was asked for, and switch it to faster operators.
-
-    Args:
-        path: as models.checkpoints.load_checkpoint takes it.
-        gpt2_type: language model instead of the checkpoint's, or None.
-        device: torch.device.
-        mixed_precision: "no", "bf16" or "fp16".
-
-    Returns:
-        ClipCaptionModel.
-    """
-    import torch
-
-    from models.checkpoints import load_checkpoint
-    from models.operators import accelerate_model
-
-    model = load_checkpoint(path, gpt2_type, device)
-    if mixed_precision != "no":
-        model.gpt.to({"bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision])
-    if model.base_captioner is not None:
-        accelerate_model(model.base_captioner.model)
-    return accelerate_model(model)
-
-
 def caption_all(model, embeddings, options, num_captions=None, return_ended=False, image_ids=None):
     """Caption every embedding, batch by batch.
 

@@ -20,26 +20,25 @@ def add_store_options(parser):
                             "those nearest to it, as in DeCap (default: none)")  # fmt: skip
 
 
-def attach_stores(models, checkpoints, options):
+def attach_stores(models, checkpoints, datastore=(), memory=()):
     """Give each model the datastore that its prompt needs, and the memory that the user wants.
 
     Args:
         models: ClipCaptionModels; their `datastore` and `memory` are set.
         checkpoints: what each is called in an error.
-        options: what add_store_options read.
+        datastore, memory: paths, as add_store_options reads them.
 
     Raises:
         UserError: no model takes one, or a file cannot be read, is of another encoder or width, is too small, or is not of texts.
     """
-    _attach_datastores(models, checkpoints, options.datastore)
+    _attach_datastores(models, checkpoints, datastore)
     trained_on_texts = [(model, checkpoint) for model, checkpoint in zip(models, checkpoints) if model.config.text_training]
-    if options.memory and not trained_on_texts:
+    if memory and not trained_on_texts:
         raise UserError(f"--memory is for captioners trained on texts, and {checkpoints[0]} was trained on images. Leave it out.")
-    memory = None
-    for model, checkpoint in trained_on_texts if options.memory else ():
-        memory = load_memory(options.memory) if memory is None else memory
-        check_compatible(memory.kind, text_kind(model.config), options.memory[0], checkpoint)
-        model.memory = memory.clip_embedding
+    texts = load_memory(memory) if memory else None
+    for model, checkpoint in trained_on_texts if memory else ():
+        check_compatible(texts.kind, text_kind(model.config), memory[0], checkpoint)
+        model.memory = texts.clip_embedding
 
 
 def load_memory(paths):

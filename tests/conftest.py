@@ -98,6 +98,14 @@ def mini_demo(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def page_world(tmp_path_factory):
+    """A folder with the small world of tests/paging.py, which tests may add files to."""
+    import paging
+
+    return paging.save_world(tmp_path_factory.mktemp("page"))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def lasting_objects():
     """Take what has come to stay (imported libraries, networks of the session) out of the garbage collector's sight: it would go through

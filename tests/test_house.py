@@ -11,13 +11,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if path.name != "common.py")
-PACKAGES = ("models", "features", "reports", "evaluation", "training", "prediction", "demo", "benchmarks")
+PACKAGES = ("models", "features", "reports", "evaluation", "training", "prediction", "page", "demo", "benchmarks")
 # Who may import what of ours, besides itself and common. Scripts may import the packages, not one another.
 ALLOWED = {
     "features": (),
     "reports": ("features.schema", "features.image_ids"),
     "models": ("features.encoder_names", "features.schema"),
     "prediction": ("models", "features", "reports"),
+    "page": ("models", "features", "reports", "prediction"),
     "evaluation": ("models", "features", "reports", "prediction"),
     "training": ("models", "features", "reports", "evaluation"),
     "demo": ("models", "features", "reports", "evaluation"),

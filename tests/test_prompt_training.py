@@ -20,7 +20,7 @@ from interrupted import dies_at_save
 from models.captioner import ClipCaptionModel, fill_prompt
 from models.checkpoints import load_checkpoint
 from models.config import CaptionConfig
-from prediction.captions import load_captioner
+from prediction.loading import load_captioner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT = " is a picture of {base} and a post would say "

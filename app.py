@@ -1,0 +1,102 @@
+"""Serve a web page that captions pictures, sounds and folders.
+
+  python app.py --checkpoint ./coco_train/coco_prefix-009.pt
+  python app.py --checkpoint first.pt --checkpoint second.pt --port 8000      # captioners side by side
+  python app.py                                                               # the models of make demo and make demo-audio
+
+The page is at http://127.0.0.1:7860. Only this machine reaches it, unless --host says otherwise. docs/page.md describes
+it, and its endpoint for programs.
+"""
+
+import sys
+from pathlib import Path
+
+from common import Parser, UserError, one_line_errors
+from prediction.captions import add_running_options
+
+DEMOS = {False: "make demo", True: "make demo-audio"}  # pictures, sounds
+EXAMPLES = 6
+
+
+def build_parser():
+    """Build the parser of app.py."""
+    parser = Parser(prog="app.py", description=__doc__)
+    group = parser.add_argument_group("what captions")
+    group.add_argument("-C", "--checkpoint", action="append", default=[], metavar="FILE",
+                       help="checkpoint, or a folder that python -m models.hub export wrote; repeat it to compare several "
+                            "(default: those of the demo)")  # fmt: skip
+    group.add_argument("--clip_model_type", metavar="NAME", help="encoder to use instead of the checkpoint's")
+    group.add_argument("--examples", metavar="FOLDER", help="folder of pictures that visitors can try (default: those of the demo)")
+    group = parser.add_argument_group("the page")
+    group.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
+                       help="address to listen on; 0.0.0.0 lets other machines in (default 127.0.0.1)")  # fmt: skip
+    group.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen on (default 7860)")
+    group.add_argument("--max_upload", type=int, default=50, metavar="MB", help="largest file that may be uploaded, in MB (default 50)")
+    add_running_options(parser)
+    return parser
+
+
+def check_options(parser, options):
+    """Cross-check the options; a mistake ends in one line and exit code 2."""
+    if not 1 <= options.port <= 65535:
+        parser.error(f"--port is {options.port}; expected 1 to 65535")
+    if not 1 <= options.max_upload <= 2000:
+        parser.error(f"--max_upload is {options.max_upload}; expected 1 to 2000 MB")
+    if options.examples and not Path(options.examples).is_dir():
+        parser.error(f"--examples is {options.examples}; expected a folder of pictures")
+
+
+def find_sources(options):
+    """Find the captioners to serve, and pictures to try. Returns a list of page.captioners.Source, and paths."""
+    from features.image_ids import PICTURE_SUFFIXES
+    from page.captioners import Source
+
+    inside = sorted(Path(options.examples).iterdir()) if options.examples else []
+    examples = [path for path in inside if path.suffix.lower() in PICTURE_SUFFIXES]
+    if options.checkpoint:
+        return [Source(path, options.gpt2_type, options.clip_model_type) for path in options.checkpoint], examples[:EXAMPLES]
+    demos = find_demos() or run_demo()
+    pictures = [] if options.examples else [path for sounds, demo in demos if not sounds for path in demo.heldout]
+    return [Source(str(demo.checkpoint), demo.gpt2_type, demo.encoder) for _, demo in demos], (examples or pictures)[:EXAMPLES]
+
+
+def find_demos():
+    """Find finished demos. Returns a list of (whether of sounds, demo.ready.Ready)."""
+    from demo.ready import find_demo
+
+    return [(sounds, found) for sounds in DEMOS if (found := find_demo(sounds=sounds)) is not None]
+
+
+def run_demo():
+    """Offer to run the demo, where there is someone to ask. Returns what find_demos does."""
+    missing = "there is no --checkpoint, and no finished demo to take one from"
+    if sys.stdin.isatty() and input(f"{missing}. Run the demo now (about four minutes)? [y/N] ").lower() in ("y", "yes"):
+        from demo.run import main as run
+
+        if run([]) == 0 and (found := find_demos()):
+            return found
+    raise UserError(f"{missing}. Run `make demo` (about four minutes), or give --checkpoint.")
+
+
+@one_line_errors
+def main(argv=None):
+    """Load the captioners and serve the page until interrupted."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    check_options(parser, options)
+    sources, examples = find_sources(options)
+
+    from models.encoders import pick_device
+    from page.captioners import load_captioners
+    from page.serve import serve_page
+    from page.worker import Worker
+
+    captioners = load_captioners(sources, pick_device(options.device), options.mixed_precision)
+    with serve_page(Worker(captioners), options.host, options.port, options.max_upload, examples) as page:
+        print(f"captions by {', '.join(captioner.name for captioner in captioners)} at {page.local_url} (stop with Ctrl-C)", flush=True)
+        page.block_thread()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

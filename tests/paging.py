@@ -1,0 +1,62 @@
+"""A small world for tests of the page: captioners of random weights that say something else about each picture, and the page with them."""
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import soundfile
+import torch
+
+import tiny
+from features.audio import sound_encoder
+from helpers import captioner
+from models.checkpoints import config_path, save_checkpoint, save_config
+from models.encoders import load_encoder
+from prediction.inputs import encode_pictures
+
+PICTURES = 50
+WIDTH = 32
+
+
+def save_world(folder):
+    """Write pictures/{n}.jpg, rain.wav, clip.pt, gpt2/, first.pt and second.pt (pictures) and sounds.pt into `folder`. → the folder"""
+    folder = Path(folder)
+    encoder = str(tiny.save_clip(folder / "clip.pt", WIDTH, "resnet"))
+    tiny.save_gpt2(folder / "gpt2", scale=0.3, width=32, positions=24)  # short captions
+    pictures = [tiny.save_picture(folder / f"pictures/{number}.jpg", number) for number in range(PICTURES)]
+    soundfile.write(folder / "rain.wav", np.random.default_rng(0).uniform(-0.3, 0.3, 22050), 22050)
+    images = load_encoder(encoder)
+    embeddings, _ = encode_pictures(pictures, images, {}, PICTURES)
+    audio = sound_encoder(images).audio
+    for name, seed, more in (("first", 1, {}), ("second", 2, {}), ("sounds", 3, {"audio": audio})):
+        model = captioner(folder / "gpt2", seed=seed, encoder=encoder, clip_width=WIDTH, **more)
+        first = model.clip_project.model[0]
+        with torch.no_grad():  # the embeddings hardly differ: stretch what does
+            first.weight.copy_(first.weight / embeddings.std(0) * 3)
+            first.bias.copy_(-(first.weight @ embeddings.mean(0)))
+        save_checkpoint(model, folder / f"{name}.pt", full=True)
+        save_config(model.config, {"command": "python train.py --data x.pkl"}, config_path(folder / f"{name}.pt"))
+    return folder
+
+
+def free_port():
+    """A port that nothing listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(*checkpoints, most_upload=5, examples=()):
+    """Serve the page with these checkpoints. Yields its URL."""
+    from page.captioners import Source, load_captioners
+    from page.serve import serve_page
+    from page.worker import Worker
+
+    worker = Worker(load_captioners([Source(str(path)) for path in checkpoints], torch.device("cpu")))
+    with mock.patch.dict(os.environ), serve_page(worker, "127.0.0.1", free_port(), most_upload, examples) as page:
+        yield page.local_url
+    worker.close()
