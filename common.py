@@ -290,9 +290,10 @@ def _open_lock(lock):
 
 
 def _read_owner(lock):
-    """Read who holds a lock, in words."""
-    try:
-        owner = json.loads(lock.read_bytes()[:1000])
-        return f"process {owner['process']} on {owner['host']} since {owner['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+    """Read who holds a lock, in words. An owner that has just locked it writes its name within moments."""
+    for _ in range(20):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            owner = json.loads(lock.read_bytes()[:1000])
+            return f"process {owner['process']} on {owner['host']} since {owner['since']}"
+        time.sleep(0.05)
+    return "another process"
