@@ -22,13 +22,18 @@ def start(count, script, words):
     shared |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, str(ROOT / script), *map(str, words)]
     return [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(number), "LOCAL_RANK": str(number)},
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": str(number), "LOCAL_RANK": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
         for number in range(count)
     ]
 
 
-def finish(processes, timeout=120):
+def finish(processes, timeout=500):
     """Wait for processes. Returns their exit codes, what they printed, and their lines of error."""
     said = [process.communicate(timeout=timeout) for process in processes]
     return [process.returncode for process in processes], [out for out, _ in said], [err.splitlines() for _, err in said]
