@@ -23,6 +23,7 @@ from evaluation.scoring import check_same_images, describe_oddities, prepare_tru
 from evaluation.statistics import compare
 from evaluation.tokens import tokenize
 from evaluation.truth import count_image_captions, decode_pictures, embed_for_clipscore, find_rows, load_tower, load_truth
+from features.embeddings import select_rows
 from features.processes import current, together
 from features.store import load_features
 from prediction.captions import add_decoding_options, add_rerank_option, add_running_options, check_rerank, load_captioner
@@ -177,7 +178,7 @@ def main(argv=None):
     keys = [key for key in references.captions if key in systems[0]]  # one order, whatever the files'
     upload = upload_rows(systems[0], keys) if options.upload else None
 
-    embeddings = pictures.features.clip_embedding[find_rows(pictures, references, keys)] if wants_tower else None
+    embeddings = select_rows(pictures.features.clip_embedding, find_rows(pictures, references, keys)) if wants_tower else None
     truth = prepare_truth(keys, references)
 
     def embed(candidates):

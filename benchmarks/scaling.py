@@ -73,7 +73,7 @@ def main(argv=None):
                             help=f"rate of one GPU, in {about} (default {FLOORS[name]:,}, the floor of the benchmark)")  # fmt: skip
     parser.add_argument("--width", type=int, default=512, help="width of an embedding (default 512)")
     parser.add_argument("--caption_bytes", type=int, default=54,
-                        help="bytes of a caption in a directory's metadata (default 54, measured on 20,000 rows of benchmarks.rows)")  # fmt: skip
+                        help="bytes of a caption in a feature directory (default 54, as 20,000 rows of benchmarks.rows have)")  # fmt: skip
     options = parser.parse_args(argv)
     if min(options.features, options.training, options.decoding) <= 0:
         parser.error("rates are above 0")

@@ -131,7 +131,7 @@ def read_features(path, models, checkpoints):
     import numpy as np
 
     from features.content import check_compatible, checkpoint_kind
-    from features.embeddings import MappedEmbeddings
+    from features.embeddings import select_rows
     from features.store import load_features
 
     features = load_features(path)
@@ -140,7 +140,7 @@ def read_features(path, models, checkpoints):
     rows, first = np.unique(features.caption_rows, return_index=True)
     embedding = features.clip_embedding
     if len(rows) < len(embedding):
-        embedding = embedding.select(rows) if isinstance(embedding, MappedEmbeddings) else embedding[rows]
+        embedding = select_rows(embedding, rows)
     ids = [plain_id(features.captions[int(number)]["image_id"]) for number in first]
     return Inputs(ids, [str(image_id) for image_id in ids], [embedding] * len(models), [], features.meta.get("encoder"))
 
