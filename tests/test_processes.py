@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tarfile
 import time
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 import torch
 
 import evaluate
+import miniatures
+import parse_clotho
+import parse_conceptual
 import parse_folder
 import parse_huggingface
 import predict
@@ -138,6 +142,31 @@ def test_processes_parse_a_streamed_set_and_a_directory_as_one(photos, more):
     assert torch.equal(one.clip_embedding[:], many.clip_embedding[:])
     assert one.texts[:] == many.texts[:]
     assert sorted(path.name for path in photos.iterdir() if path.name.startswith(("many", "."))) == ["many", "many.skipped.csv"]
+
+
+@pytest.mark.slow
+def test_processes_parse_sounds_as_one(workdir):
+    tiny.save_clip("data/weights/ViT-B-32.pt", 512, "vit")
+    miniatures.save_clotho(workdir, (("development", 7),))
+    run(parse_clotho.main, "--batch_size", 2, "--out", "one.pkl")
+    launch(2, "parse_clotho.py", "--batch_size", 2, "--out", "two.pkl")
+    assert Path("two.pkl").read_bytes() == Path("one.pkl").read_bytes()
+
+
+@pytest.mark.slow
+def test_processes_parse_piped_shards_as_one(photos):
+    """Three shards, of which one cannot be fetched; the copies of piped ones are removed at the end."""
+    for shard in range(2):
+        with tarfile.open(f"{shard}.tar", "w") as tar:
+            for number in range(20 * shard, 20 * shard + 20):
+                Path("caption.txt").write_text(f"Picture {number}.")
+                tar.add(f"photos/{number}.jpg", f"{number}.jpg")
+                tar.add("caption.txt", f"{number}.txt")
+    words = ["--shards", "pipe:cat 0.tar", "pipe:false", "1.tar", "--batch_size", 3]
+    run(parse_conceptual.main, *words, "--out", "one.pkl")
+    launch(2, "parse_conceptual.py", *words, "--out", "two.pkl")
+    assert content("two.pkl") == content("one.pkl")
+    assert not list(photos.glob("*.shards"))
 
 
 # -- Captions and scores -----------------------------------------------------------------------------------------------------
