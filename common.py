@@ -248,12 +248,12 @@ def claim_output(path):
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _open_lock(lock)
+        while (file := _open_lock(lock)) is None:
+            owner = _read_owner(lock)
+            if owner:
+                raise UserError(f"{name} is being written by {owner}. Wait until it ends, or give another place.")
     except OSError as error:
         raise UserError(f"cannot write {name}: {error.strerror}. Give a place that can be written.") from error
-    if file is None:
-        owner = _read_owner(lock)
-        raise UserError(f"{name} is being written by {owner}. Wait until it ends, or give another place.")
     _claimed.add(path)
     try:
         _remove_leftovers(path.parent, f".{path.name[:40]}")  # of a killed run, whose last file no run may write again
@@ -290,9 +290,13 @@ def _open_lock(lock):
 
 
 def _read_owner(lock):
-    """Read who holds a lock, in words."""
-    try:
-        owner = json.loads(lock.read_bytes()[:1000])
-        return f"process {owner['process']} on {owner['host']} since {owner['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+    """Read who holds a lock, in words; None where the lock has gone. An owner that has just locked it writes its name within moments."""
+    for _ in range(20):
+        try:
+            owner = json.loads(lock.read_bytes()[:1000])
+            return f"process {owner['process']} on {owner['host']} since {owner['since']}"
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            time.sleep(0.05)
+    return "another process"

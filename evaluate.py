@@ -23,6 +23,8 @@ from evaluation.scoring import check_same_images, describe_oddities, prepare_tru
 from evaluation.statistics import compare
 from evaluation.tokens import tokenize
 from evaluation.truth import count_image_captions, decode_pictures, embed_for_clipscore, find_rows, load_tower, load_truth
+from features.embeddings import select_rows
+from features.processes import current, together
 from features.store import load_features
 from prediction.captions import add_decoding_options, add_rerank_option, add_running_options, check_rerank
 from prediction.datastores import add_store_options, attach_stores
@@ -167,6 +169,7 @@ def draw_examples(keys, predictions, references, options):
 
 
 @one_line_errors
+@together
 def main(argv=None):
     """Read the ground truth, get the captions, score them, write the files, print the scores."""
     argv = sys.argv[1:] if argv is None else argv
@@ -180,15 +183,17 @@ def main(argv=None):
     metrics = usable_metrics(options.metrics, say=lambda line: print(line, file=sys.stderr))
 
     references, pictures = load_truth(options.data, options.references)
-    wants_tower = any(METRICS[name].needs_embeddings for name in metrics)
+    wants_tower = any(METRICS[name].needs_embeddings for name in metrics) and current().is_first
     tower = load_tower(pictures, options.clip_model_type, options.device) if wants_tower else None
     train = load_features(options.train_data) if options.train_data else None
     store = open_datastore(train, pictures, references, options.train_data, options.data) if options.baseline else None
     systems, sources = get_systems(references, pictures, train, options)
+    if not current().is_first:
+        return 0
     keys = [key for key in references.captions if key in systems[0]]  # one order, whatever the files'
     upload = upload_rows(systems[0], keys) if options.upload else None
 
-    embeddings = pictures.features.clip_embedding[find_rows(pictures, references, keys)] if wants_tower else None
+    embeddings = select_rows(pictures.features.clip_embedding, find_rows(pictures, references, keys)) if wants_tower else None
     truth = prepare_truth(keys, references)
 
     def embed(candidates):

@@ -26,6 +26,7 @@ from features.encoder_names import file_stem
 from features.extract import Record, add_options, check_images, extract, extract_options
 from features.finder import FileFinder
 from features.own_data import suggest_next
+from features.processes import together
 from features.tables import plain_name
 from models.encoders import ENCODER_HELP, load_encoder
 
@@ -78,6 +79,7 @@ def default_out(captions, clip_model_type):
 
 
 @one_line_errors
+@together
 def main(argv=None):
     """Read the captions, find the sounds, encode them, write the feature file."""
     args = parse_options(argv)

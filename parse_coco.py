@@ -35,6 +35,7 @@ from features.extract import Record, add_options, check_images, extract, extract
 from features.finder import FileFinder
 from features.image_ids import id_key
 from features.own_data import suggest_next
+from features.processes import together
 from models.encoders import ENCODER_HELP, load_encoder
 
 COCO, NOCAPS = Path("data/coco"), Path("data/nocaps")
@@ -118,6 +119,7 @@ class PictureFinder:
 
 
 @one_line_errors
+@together
 def main(argv=None):
     """Read the annotations, find the pictures, encode them, write the feature file."""
     args = parse_options(argv)

@@ -28,11 +28,12 @@ import os
 import sys
 from pathlib import Path
 
-from common import Parser, UserError, claim_output, one_line_errors
+from common import Parser, UserError, one_line_errors
 from features.encoder_names import file_stem
 from features.extract import Record, add_options, check_images, extract, extract_options
 from features.options import whole_number
 from features.own_data import suggest_next
+from features.processes import current, together
 from features.shards import REMOTE, FetchError, expand_shards, fetch_shard, index_shard, read_failures, remove_copies
 from features.tables import read_text
 from models.encoders import ENCODER_HELP, load_encoder
@@ -73,23 +74,30 @@ def end_with_full_stop(caption):
     return text + "." if text and not text.endswith(".") else text
 
 
+def _fetch(shard, folder):
+    """Copy a shard where it cannot be read in place. Returns its path, and why there is none."""
+    try:
+        return fetch_shard(shard, folder), None
+    except FetchError as error:
+        return None, str(error)
+
+
 def read_shards(shards, folder):
     """Read shards; copies of piped ones go to `folder`. Returns records, and [(image_id, path, reason)] of what is dead or broken."""
     from tqdm import tqdm
 
     records, missing, seen = [], [], {}
     for shard in tqdm(shards, unit=" shards", disable=None, dynamic_ncols=True):
-        try:
-            path = fetch_shard(shard, folder)
-        except FetchError as error:
-            missing.append(("", shard, f"could not be fetched: {error}"))
+        path, reason = current().first_does(_fetch, shard, folder)
+        if reason:
+            missing.append(("", shard, f"could not be fetched: {reason}"))
             print(f"{shard}: could not be fetched", file=sys.stderr)
             continue
         samples, fault = index_shard(path)
         if fault:
             missing.append(("", shard, fault))
             print(f"{shard}: {fault}; {len(samples)} entries before that are used", file=sys.stderr)
-            if path != shard and not samples:
+            if path != shard and not samples and current().is_first:
                 os.unlink(path)  # a later run fetches it again
         dead = read_failures(path)
         missing += dead
@@ -180,6 +188,7 @@ def _copies(out):
 
 
 @one_line_errors
+@together
 def main(argv=None):
     """Read each split, find the pictures, encode them, write the feature files."""
     args = parse_options(argv)
@@ -191,7 +200,7 @@ def main(argv=None):
     with contextlib.ExitStack() as claims:
         found = []
         for (_, kind, where), out in zip(splits, outs):
-            claims.enter_context(claim_output(_copies(out)))
+            claims.enter_context(current().claim(_copies(out)))
             records, missing = read_shards(where, _copies(out)) if kind == "shards" else read_tsv(*where)
             if not records and missing:
                 raise UserError(f"no picture with a caption for {out}: {missing[0][1]}, for example: {missing[0][2]}.")
@@ -202,7 +211,7 @@ def main(argv=None):
         for (split, kind, where), out, (records, missing) in zip(splits, outs, found):
             source = where[0] if kind == "tsv" or len(where) == 1 else f"{where[0]} ... {where[-1]}"
             extract(records, encoder, out, source=source, split=split, missing=missing, **extract_options(args))
-            remove_copies(_copies(out))
+            current().first_does(remove_copies, _copies(out))
     suggest_next({split: out for (split, _, _), out in zip(splits, outs)}, "./conceptual_train/")
 
 

@@ -23,6 +23,7 @@ from features.extract import Record, add_options, check_images, extract, extract
 from features.finder import FileFinder
 from features.options import share
 from features.own_data import split_by_image, suggest_next
+from features.processes import together
 from models.encoders import ENCODER_HELP, load_encoder
 
 DATA = Path("data")
@@ -95,6 +96,7 @@ def find_folder(annotations, given):
 
 
 @one_line_errors
+@together
 def main(argv=None):
     """Read the captions, split the images, encode each split with one encoder, write the feature files."""
     args = parse_options(argv)

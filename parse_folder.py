@@ -23,6 +23,7 @@ from features.extract import Record, add_options, check_images, extract_options
 from features.finder import walk
 from features.image_ids import PICTURE_SUFFIXES, SOUND_SUFFIXES, name_images, printable_name
 from features.own_data import add_own_data_options, encoder_for, extract_files, plan_files
+from features.processes import together
 from features.tables import decode_text, plain_name, read_table
 from models.encoders import ENCODER_HELP, load_encoder
 
@@ -135,6 +136,7 @@ def describe(folder, records, kind, bare):
 
 
 @one_line_errors
+@together
 def main(argv=None):
     """Read a folder and its captions, encode, write the feature files."""
     args = parse_options(argv)

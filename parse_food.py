@@ -18,6 +18,7 @@ from common import Parser, UserError, one_line_errors
 from features.encoder_names import file_stem
 from features.extract import Record, add_options
 from features.options import share_above_0
+from features.processes import together
 from features.tables import read_table
 from models.encoders import ENCODER_HELP
 from parse_folder import EXPECTED, describe, read_folder, write_features
@@ -96,6 +97,7 @@ def leave_out_long(records, limit):
 
 
 @one_line_errors
+@together
 def main(argv=None):
     """Read the food set, encode, write the feature file, or two with --train_size."""
     args = parse_options(argv)

@@ -23,11 +23,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from common import Parser, UserError, claim_output, one_line_errors
+from common import Parser, UserError, one_line_errors
 from features.encoder_names import file_stem
 from features.extract import add_options, extract_options
 from features.options import positive
 from features.own_data import add_own_data_options, encoder_for, extract_files, plan_files
+from features.processes import current, together
 from features.rows import fetched_records, lazy_records, remove_rows
 from features.tables import find_caption_columns
 from models.encoders import ENCODER_HELP, load_encoder
@@ -241,6 +242,7 @@ def rows_folder(out):
 
 
 @one_line_errors
+@together
 def main(argv=None):
     """Open the data set, find its columns, encode, write the feature file."""
     args = parse_options(argv)
@@ -259,11 +261,11 @@ def main(argv=None):
     # Before the rows of a stream are downloaded, which may take long: does the encoder exist?
     encoder = encoder_for(columns.kind, load_encoder, args)
     accelerate_model(encoder.module)
-    with claim_output(rows_folder(out)) if args.streaming else contextlib.nullcontext():
+    with current().claim(rows_folder(out)) if args.streaming else contextlib.nullcontext():
         records = read_records(data, columns, args, out)
         files = plan_files(records, out, split, args.val_share, args.seed)
         extract_files(files, encoder, args.seed, source=args.dataset, **extract_options(args))
-        remove_rows(rows_folder(out))
+        current().first_does(remove_rows, rows_folder(out))
 
 
 if __name__ == "__main__":

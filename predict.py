@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from common import Parser, UserError, one_line_errors, resolve_output
+from features.processes import current, together
 from prediction.captions import (
     SUFFIXES,
     add_decoding_options,
@@ -122,6 +123,7 @@ def draw_captions(inputs, captions, path):
 
 
 @one_line_errors
+@together
 def main(argv=None):
     """Load the captioners, encode the pictures, caption them, write the files, print the captions."""
     parser = build_parser()
@@ -143,6 +145,8 @@ def main(argv=None):
     else:
         inputs = encode_inputs(names, models, checkpoints, options, device)
     captions = caption_inputs(inputs, models, options)
+    if not current().is_first:
+        return 0
     columns = [Path(checkpoint).stem for checkpoint in checkpoints]
     columns = columns if len(set(columns)) == len(columns) else checkpoints
 

@@ -3,10 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
+
 from common import UserError
 from evaluation.references import Prediction, References, list_some, match_references, name_domain, read_references
+from features.embeddings import select_rows
 from features.image_ids import id_key, plain_id
-from prediction.captions import caption_all, caption_and_rerank
+from prediction.captions import RERANK_BLOCK, caption_all, caption_and_rerank
 from prediction.ngrams import count_documents
 
 TEXT_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")
@@ -80,7 +83,7 @@ def decode_pictures(model, pictures, options, frequencies=None):
         dict of key to Prediction.
     """
     rows = list(pictures.rows.values())
-    embeddings = pictures.features.clip_embedding[rows]
+    embeddings = select_rows(pictures.features.clip_embedding, rows)
     ids = list(pictures.ids.values())
     if options.rerank:
         encoder = options.clip_model_type or pictures.features.meta.get("encoder") or model.config.encoder
@@ -147,7 +150,7 @@ def embed_for_clipscore(tower, clip_embedding, candidates, references):
 
     Args:
         tower: models.encoders.text.TextTower.
-        clip_embedding: [N, D].
+        clip_embedding: [N, D] tensor or MappedEmbeddings.
         candidates: list of N str.
         references: list of N lists of str.
 
@@ -158,6 +161,7 @@ def embed_for_clipscore(tower, clip_embedding, candidates, references):
 
     texts = list(dict.fromkeys([*candidates, *(text for several in references for text in several)]))
     place = {text: number for number, text in enumerate(texts)}
-    images = tower.project(clip_embedding.float()).cpu().numpy()
+    starts = range(0, len(clip_embedding), RERANK_BLOCK)  # rows may be on disk
+    images = np.concatenate([tower.project(clip_embedding[start : start + RERANK_BLOCK].float()).cpu().numpy() for start in starts])
     encoded = embed_captions(tower, texts).numpy()
     return images, encoded[[place[text] for text in candidates]], [encoded[[place[text] for text in several]] for several in references]

@@ -80,6 +80,16 @@ class MappedEmbeddings:
         return cls(parts, np.concatenate(rows))
 
 
+def select_rows(embeddings, rows):
+    """Take some rows, in this order: of MappedEmbeddings they stay in their files, of a tensor they are copied.
+
+    Args:
+        embeddings: [N, D] or [N, L, D] tensor or MappedEmbeddings.
+        rows: n ints.
+    """
+    return embeddings.select(np.asarray(rows, np.int64)) if isinstance(embeddings, MappedEmbeddings) else embeddings[rows]
+
+
 def blocks(embeddings, start=0, stop=None):
     """Iterate over embeddings in blocks of some tens of megabytes.
 

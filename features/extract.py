@@ -8,7 +8,7 @@ A parse script turns its data set into Records, hands them to `extract` with an 
 
 While it runs, finished batches are kept as pieces in the folder {out}.pieces; the same command, run again, resumes from them. Batches are
 cut by record, so the result has the same bytes whatever the number of interruptions and workers. An image that cannot be read is skipped,
-counted, and listed in {out}.skipped.csv.
+counted, and listed in {out}.skipped.csv. Under a launcher each process encodes its share of the batches, and the first joins the pieces.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import threading
 import time
 from pathlib import Path
 
-from common import UserError, claim_output, resolve_output
+from common import UserError, resolve_output
 from features.directory import is_directory_name
 from features.directory_writer import check_replaceable
 from features.embeddings import MappedEmbeddings
@@ -27,6 +27,7 @@ from features.image_ids import printable_name
 from features.loading import Pictures, encode_batch, make_loader
 from features.options import add_options, extract_options
 from features.pieces import Pieces, fingerprint, pieces_folder
+from features.processes import current
 from features.records import (
     Record,
     RecordCaptions,
@@ -45,7 +46,7 @@ THINGS = {"image": "images", "audio": "sounds"}  # what the records of an encode
 
 def extract(records, encoder, out, *, source, split=None, batch_size=None, num_workers=None, max_skipped="1%", save_seconds=15,
             more_meta=None, keep_pieces=False, missing=(), fast_decode=False):  # fmt: skip
-    """Encode the records' images and write the feature file `out`, as the only process that does.
+    """Encode the records' images and write the feature file `out`, as the only command that does.
 
     Args:
         records: iterable of Record, several of one image allowed.
@@ -66,7 +67,7 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
         dict, the meta with counts.
 
     Raises:
-        UserError: `out` cannot be written or another process writes it, images are missing, or too many cannot be read. In the last
+        UserError: `out` cannot be written or another command writes it, images are missing, or too many cannot be read. In the last
             case the list of skipped images is written and the feature file is not.
     """
     out = Path(out)
@@ -78,41 +79,84 @@ def extract(records, encoder, out, *, source, split=None, batch_size=None, num_w
     records, things = merged.records, THINGS[encoder.modality]
     check_images(records, max_skipped, things)
     allowed = allowed_skips(max_skipped, len(records))
-    with claim_output(out):
-        pieces = Pieces(pieces_folder(out), fingerprint(records, encoder, batch_size, fast_decode))
+    processes = current()
+    if processes.count > 1:
+        _check_agreement(processes, fingerprint(records, encoder, batch_size, fast_decode, contents=False))
+    with processes.claim(out):
+        run = processes.first_does(fingerprint, records, encoder, batch_size, fast_decode)
+        pieces = Pieces(pieces_folder(out), run, takes_up=processes.is_first)
+        batches = [range(start, min(start + batch_size, len(records))) for start in range(0, len(records), batch_size)]
+        missing_batches = processes.first_does(pieces.missing, len(batches))
         started, already = time.monotonic(), pieces.images
-        try:
-            with _sigterm_interrupts():
-                _encode_into(pieces, records, preprocess, encoder, batch_size, num_workers, allowed, save_seconds)
-        except KeyboardInterrupt:
-            pieces.write()
-            print(f"interrupted: {pieces.images} of {len(records)} {things} are kept in {pieces.folder}; run the same command to resume",
-                  file=sys.stderr)  # fmt: skip
-            raise SystemExit(130) from None
-        seconds = max(time.monotonic() - started, 1e-6)
-        parts, numbers, skipped = pieces.gather()
-        write_skipped(out, records, skipped, missing)
-        if len(skipped) > allowed or not len(numbers):
-            raise UserError(_too_many(out, records, skipped, allowed, things))
-        counts = {
-            "skipped": len(skipped) + len(missing),
-            "blank_captions": merged.blank,
-            "images_without_caption": merged.captionless,
-            **({"captions_with_broken_characters": merged.replaced} if merged.replaced else {}),
-        }
-        meta = _describe(encoder, source, split, fast_decode) | counts | (more_meta or {})
-        captions = RecordCaptions(records, numbers)
-        save_features(out, MappedEmbeddings(parts), captions, meta)
-        pieces.write() if keep_pieces else pieces.remove()
+        own = {batch: batches[batch] for batch in processes.share(missing_batches)}
+        with _kept_when_interrupted(pieces, records, things, processes):
+            _encode_into(pieces, records, preprocess, encoder, batch_size, num_workers, allowed, save_seconds, own)
+            if not processes.is_first:
+                pieces.write()
+        complete = not any(processes.gather(pieces.skipped > allowed))  # a process stops early when it has skipped too many
+        speed = (len(records) - already) / max(time.monotonic() - started, 1e-6)
+
+        def join():
+            parts, numbers, skipped = pieces.gather(len(batches) if complete else None)
+            write_skipped(out, records, skipped, missing)
+            if len(skipped) > allowed or not len(numbers):
+                raise UserError(_too_many(out, records, skipped, allowed, things))
+            counts = _count(merged, len(skipped) + len(missing))
+            meta = _describe(encoder, source, split, fast_decode) | counts | (more_meta or {})
+            captions = RecordCaptions(records, numbers)
+            save_features(out, MappedEmbeddings(parts), captions, meta)
+            pieces.write() if keep_pieces else pieces.remove()
+            _report(out, encoder, counts, len(numbers), len(captions), speed)
+            return {**meta, "width": encoder.width, "images": len(numbers), "captions": len(captions)}
+
+        return processes.first_does(join)
+
+
+def _check_agreement(processes, digest):
+    """Raise UserError where the processes of this command have read different records or weights."""
+    digests = processes.gather(digest)
+    other = next((number for number, one in enumerate(digests) if one != digests[0]), None)
+    if other is not None:
+        raise UserError(f"process {other} of {processes.count} has read other records or weights than process 0. Give all machines the "
+                        "same files and versions.")  # fmt: skip
+
+
+@contextlib.contextmanager
+def _kept_when_interrupted(pieces, records, things, processes):
+    """Write what is pending when Ctrl-C or a scheduler's SIGTERM stops the block, and end with exit code 130."""
+    try:
+        with _sigterm_interrupts() if processes.count == 1 else contextlib.nullcontext():
+            yield
+    except KeyboardInterrupt:
+        pieces.write()
+        if processes.count > 1:
+            raise  # which may mean that another process has died
+        print(f"interrupted: {pieces.images} of {len(records)} {things} are kept in {pieces.folder}; run the same command to resume",
+              file=sys.stderr)  # fmt: skip
+        raise SystemExit(130) from None
+
+
+def _count(merged, skipped):
+    """Return the counts of what was left out, for the meta."""
+    return {
+        "skipped": skipped,
+        "blank_captions": merged.blank,
+        "images_without_caption": merged.captionless,
+        **({"captions_with_broken_characters": merged.replaced} if merged.replaced else {}),
+    }
+
+
+def _report(out, encoder, counts, images, captions, speed):
+    """Print what was written."""
+    things = THINGS[encoder.modality]
     notes = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
     if counts["skipped"]:
         notes.append(f"see {skipped_file(out)}")
     print(
-        f"{len(numbers)} {things}, {len(captions)} captions -> {out} ({encoder.width} wide, {encoder.name}, "
-        f"{(len(records) - already) / seconds:.1f} {things}/s{''.join('; ' + note for note in notes)})",
+        f"{images} {things}, {captions} captions -> {out} ({encoder.width} wide, {encoder.name}, "
+        f"{speed:.1f} {things}/s{''.join('; ' + note for note in notes)})",
         flush=True,
     )
-    return {**meta, "width": encoder.width, "images": len(numbers), "captions": len(captions)}
 
 
 def _describe(encoder, source, split, fast_decode):
@@ -156,17 +200,17 @@ def _sigterm_interrupts():
         signal.signal(signal.SIGTERM, before)
 
 
-def _encode_into(pieces, records, preprocess, encoder, batch_size, num_workers, allowed, save_seconds):
-    """Encode what `pieces` does not hold yet, batch by batch; stop early when more than `allowed` cannot be read."""
+def _encode_into(pieces, records, preprocess, encoder, batch_size, num_workers, allowed, save_seconds, batches):
+    """Encode `batches` (place among all batches -> record numbers) one by one; stop early when more than `allowed` cannot be read."""
     from tqdm import tqdm
 
-    batches = [range(start, min(start + batch_size, len(records))) for start in range(0, len(records), batch_size)]
     pictures = Pictures([record.image for record in records], preprocess)
-    loader = make_loader(pictures, batches[pieces.batches :], encoder, batch_size, num_workers)
-    with tqdm(total=len(records), initial=pieces.images, unit=f" {THINGS[encoder.modality]}", disable=None, dynamic_ncols=True) as bar:
-        for numbers, batch, unread in loader:
+    loader = make_loader(pictures, list(batches.values()), encoder, batch_size, num_workers, current().local_count)
+    total = pieces.images + sum(map(len, batches.values()))
+    with tqdm(total=total, initial=pieces.images, unit=f" {THINGS[encoder.modality]}", disable=None, dynamic_ncols=True) as bar:
+        for place, (numbers, batch, unread) in zip(batches, loader):
             rows = encode_batch(encoder, batch).numpy() if numbers else None  # [B, D], or [B, L, D] without pooling
-            pieces.add(numbers, rows, unread, save_seconds)
+            pieces.add(place, numbers, rows, unread, save_seconds)
             bar.update(len(numbers) + len(unread))
             if pieces.skipped > allowed:
                 return

@@ -111,7 +111,7 @@ def _read_in_threads(dataset, batches, threads):
             yield _stack([item for share in shares for item in share])
 
 
-def make_loader(dataset, batches, encoder, batch_size, num_workers):
+def make_loader(dataset, batches, encoder, batch_size, num_workers, sharers=1):
     """Make a loader over batches of record numbers, in order. Its workers read and preprocess, and hold no weights.
 
     Args:
@@ -121,6 +121,7 @@ def make_loader(dataset, batches, encoder, batch_size, num_workers):
         batch_size: records per batch, to estimate memory.
         num_workers: processes; None: by cores. With 0, threads of this process read pictures between two encodings, and the process
             itself reads sounds.
+        sharers: processes of this command on this machine, which share its cores.
 
     Returns:
         Iterable of (numbers read, batch, [(number, reason)] of the rest).
@@ -130,6 +131,7 @@ def make_loader(dataset, batches, encoder, batch_size, num_workers):
     on_gpu = encoder.device.type == "cuda"
     many_views = encoder.many_views
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = max(1, cores // sharers)
     if num_workers is None:
         # A GPU waits for pictures. A CPU encodes several times slower than one core reads, and needs every core for that.
         num_workers = min(16, cores) if on_gpu else cores // 4

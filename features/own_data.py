@@ -7,6 +7,7 @@ from common import UserError
 from features.extract import extract
 from features.options import share
 from features.pieces import remove_pieces
+from features.processes import current
 from features.records import merge_records
 
 
@@ -119,7 +120,7 @@ def extract_files(files, encoder, seed=0, **options):
     for split, out, records in files:
         extract(records, encoder, out, split=split, more_meta=more_meta, keep_pieces=len(files) > 1, **options)
     for _, out, _ in files:
-        remove_pieces(out)
+        current().first_does(remove_pieces, out)
     suggest_next({split: out for split, out, _ in files})
 
 

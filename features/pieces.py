@@ -1,10 +1,11 @@
 """Finished work of an extraction, kept in a folder until the feature file is written. A job of seconds needs none.
 
 {folder}/run.json                     fingerprint of the run the pieces belong to
-{folder}/{first}-{end}.npz            batches first ... end-1: embeddings, record numbers, what could not be read and why
+{folder}/{first}-{end}.npz            batches first ... end-1: embeddings, record numbers, what could not be read and why, the run
 
-Pieces are whole batches and follow one another, so a resumed run makes the same batches as an undisturbed one. Each is written under a
-temporary name and renamed, so every piece is whole whenever a run is killed. B batch, N images, D width, L vectors per image.
+Pieces are whole batches, so a resumed run makes the same batches as an undisturbed one. Several processes put their pieces into one
+folder, and any number of processes resumes. Each piece is written under a temporary name and renamed, so it is whole whenever a run is
+killed. B batch, N images, D width, L vectors per image.
 """
 
 import hashlib
@@ -24,10 +25,11 @@ from features.records import is_path
 LABEL = "run.json"
 
 
-def fingerprint(records, encoder, batch_size, fast_decode=False):
+def fingerprint(records, encoder, batch_size, fast_decode=False, contents=True):
     """Digest everything that decides the embeddings' bytes: encoder, weights, batches, and the pictures themselves.
 
-    A picture file counts by its path, size and time of change; a picture in memory by its bytes; one read later by its key.
+    A picture file counts by its path, size and time of change; a picture in memory by its bytes; one read later by its key. Without
+    `contents` the pictures count by their ids alone.
 
     Returns:
         str, hexadecimal.
@@ -39,6 +41,8 @@ def fingerprint(records, encoder, batch_size, fast_decode=False):
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode())
     for record in records:
         digest.update(f"\0{record.image_id}\0".encode("utf-8", "surrogatepass"))
+        if not contents:
+            continue
         if is_path(record.image):
             digest.update(file_stamp(record.image).encode("utf-8", "surrogatepass"))
         elif isinstance(record.image, (bytes, bytearray)):
@@ -81,41 +85,53 @@ class Pieces:
 
     Attributes:
         folder: Path.
-        batches, images, skipped: how many are done, written or not.
+        images, skipped: how many were done when this process began, or by it since, written or not.
     """
 
-    def __init__(self, folder, run):
-        """Resume from the pieces in `folder` if they are of this `run` (a fingerprint), else start over, and say so."""
+    def __init__(self, folder, run, takes_up=True):
+        """Resume from the pieces in `folder` if they are of this `run` (a fingerprint), else start over, and say so.
+
+        takes_up: False in a process that only adds pieces, beside the one that has taken up those that were there.
+        """
         self.folder = Path(folder)
-        self.batches = self.images = self.skipped = 0
+        self.images = self.skipped = 0
         self._label = self.folder / LABEL
-        self._run = {"run": run}
-        self._pending = []  # (numbers, rows [B, D] or None, unread) a batch
+        self._run = run
+        self._done = []  # (first, end) of each piece that was there, in order
+        self._pending = []  # (batch, numbers, rows [B, D] or None, unread), neighbours
         self._written = time.monotonic()
-        if _read_json(self._label) == self._run:
+        if not takes_up:
+            return
+        if _read_json(self._label) == {"run": run}:
             self._take_up()
         elif self.folder.exists():
             print(f"{self.folder} is of other images, another encoder or batch size: starting over", file=sys.stderr)
             self.remove()
 
     def _take_up(self):
-        """Count the pieces that follow one another from batch 0; work resumes at the first that is missing or damaged."""
+        """Count the pieces; remove those that are damaged, overlap with one before, or are of another run."""
         for path in self._files():
             first, end = _span(path)
-            piece = _read_piece(path) if first == self.batches else None
+            piece = _read_piece(path, self._run) if not self._done or first >= self._done[-1][1] else None
             if piece is None:
                 path.unlink()
                 continue
-            self.batches = end
+            self._done.append((first, end))
             self.images += len(piece[0]) + len(piece[2])
             self.skipped += len(piece[2])
         if self.images:
             print(f"resuming from {self.folder}: {self.images} images are done", file=sys.stderr)
 
-    def add(self, numbers, rows, unread, save_seconds):
+    def missing(self, total):
+        """List the batches of `total` that are in no piece."""
+        starts, ends = [0, *(end for _, end in self._done)], [*(first for first, _ in self._done), total]
+        return [batch for start, end in zip(starts, ends) for batch in range(start, end)]
+
+    def add(self, batch, numbers, rows, unread, save_seconds):
         """Add a batch; write a piece when `save_seconds` have passed since the last.
 
         Args:
+            batch: its place among all batches.
             numbers: list of record numbers.
             rows: their embeddings [B, D] or [B, L, D], or None.
             unread: list of (number, reason) of what could not be read.
@@ -124,8 +140,9 @@ class Pieces:
         Raises:
             UserError: a piece cannot be written.
         """
-        self._pending.append((numbers, rows, unread))
-        self.batches += 1
+        if self._pending and batch != self._pending[-1][0] + 1:
+            self.write()
+        self._pending.append((batch, numbers, rows, unread))
         self.images += len(numbers) + len(unread)
         self.skipped += len(unread)
         if time.monotonic() - self._written >= save_seconds:
@@ -137,42 +154,45 @@ class Pieces:
             return
         if not self._label.exists():
             with replace_file(self._label) as temporary:
-                temporary.write_text(json.dumps(self._run))
+                temporary.write_text(json.dumps({"run": self._run}))
         rows, numbers, unread = _join(self._pending)
-        first = self.batches - len(self._pending)
-        with replace_file(self.folder / f"{first:09d}-{self.batches:09d}.npz") as temporary, open(temporary, "wb") as file:
-            np.savez(file, rows=rows, numbers=np.array(numbers, np.int64), unread=np.frombuffer(json.dumps(unread).encode(), np.uint8))
+        first, end = self._pending[0][0], self._pending[-1][0] + 1
+        with replace_file(self.folder / f"{first:09d}-{end:09d}.npz") as temporary, open(temporary, "wb") as file:
+            texts = {name: np.frombuffer(json.dumps(value).encode(), np.uint8) for name, value in (("unread", unread), ("run", self._run))}
+            np.savez(file, rows=rows, numbers=np.array(numbers, np.int64), **texts)
         self._pending = []
         self._written = time.monotonic()
 
-    def gather(self):
+    def gather(self, total):
         """Put all pieces together.
+
+        Args:
+            total: number of batches that must be there; None where some are known to be missing.
 
         Returns:
             Embeddings as a list of parts [n, D] or [n, L, D] float32, which stay in their files; record numbers int64 [N]; list of
             (number, reason) of what could not be read.
 
         Raises:
-            UserError: a piece was damaged or removed meanwhile.
+            UserError: a piece was damaged, added or removed meanwhile.
         """
-        parts, numbers, unread, reached = [], [], [], 0
+        found = []  # (first, end, part, numbers, unread)
         for path in self._files():
-            first, end = _span(path)
-            of_piece, rows, skipped = _read_whole(path)
-            if first != reached:
-                raise _changed(self.folder)
-            reached = end
-            parts += [PieceRows(path, rows.shape)] if len(rows) else []
-            numbers.append(of_piece)
-            unread += [tuple(pair) for pair in skipped]
-        if reached + len(self._pending) != self.batches:
+            numbers, rows, skipped = _read_whole(path, self._run)
+            found.append((*_span(path), PieceRows(path, rows.shape), numbers, skipped))
+        if self._pending:
+            rows, numbers, skipped = _join(self._pending)
+            found.append((self._pending[0][0], self._pending[-1][0] + 1, rows, np.array(numbers, np.int64), skipped))
+            found.sort(key=lambda one: one[0])
+        reached = [0, *(end for _, end, *_ in found)]
+        if total is not None and reached != [*(first for first, *_ in found), total]:
             raise _changed(self.folder)
-        rows, of_piece, skipped = _join(self._pending)
-        parts += [rows] if len(rows) else []
+        parts = [part for _, _, part, _, _ in found if len(part)]
         if parts and len(parts[0].shape) == 3:
             most = max(part.shape[1] for part in parts)
             parts = [part.padded(most) if isinstance(part, PieceRows) else pad_vectors(part, most) for part in parts]
-        return parts, np.concatenate([*numbers, np.array(of_piece, np.int64)]), unread + skipped
+        numbers = np.concatenate([np.zeros(0, np.int64), *(one[3] for one in found)])
+        return parts, numbers, [tuple(pair) for one in found for pair in one[4]]
 
     def remove(self):
         """Remove the pieces, and the folder unless it holds something else: the feature file is written."""
@@ -208,18 +228,18 @@ def _span(path):
 
 def _join(batches):
     """Join batches. Returns rows [N, D] or [N, L, D] float32, numbers and unread of them all."""
-    rows = [rows for numbers, rows, _ in batches if len(numbers)]
-    numbers = [int(number) for numbers, _, _ in batches for number in numbers]
-    unread = [tuple(pair) for _, _, unread in batches for pair in unread]
+    rows = [rows for _, numbers, rows, _ in batches if len(numbers)]
+    numbers = [int(number) for _, numbers, _, _ in batches for number in numbers]
+    unread = [tuple(pair) for *_, unread in batches for pair in unread]
     if rows and rows[0].ndim == 3:
         most = max(some.shape[1] for some in rows)
         rows = [pad_vectors(some, most) for some in rows]
     return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32), numbers, unread
 
 
-def _read_whole(path):
+def _read_whole(path, run=None):
     """Read a piece that is needed. Returns numbers, rows, unread. Raises UserError when it is damaged."""
-    piece = _read_piece(path)
+    piece = _read_piece(path, run)
     if piece is None:
         raise _changed(path)
     return piece
@@ -229,12 +249,13 @@ def _changed(path):
     return UserError(f"{path} was changed while this ran. Run the same command again: it makes what is missing.")
 
 
-def _read_piece(path):
-    """Read a piece. Returns numbers, rows, unread; None when the file is damaged."""
+def _read_piece(path, run=None):
+    """Read a piece. Returns numbers, rows, unread; None when the file is damaged, or of another run than `run`."""
     try:
         with np.load(path, allow_pickle=False) as file:
             numbers, rows, unread = file["numbers"], file["rows"], json.loads(file["unread"].tobytes())
-            return (numbers, rows, unread) if len(numbers) == len(rows) and rows.dtype == np.float32 else None
+            ours = run is None or json.loads(file["run"].tobytes()) == run
+            return (numbers, rows, unread) if ours and len(numbers) == len(rows) and rows.dtype == np.float32 else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from common import UserError, remove_own_files
 from features.pieces import file_stamp
+from features.processes import current
 from features.records import Record
 from features.tables import texts_of
 
@@ -137,6 +138,12 @@ def fetched_records(data, column, captions, id_column, folder, place, run):
     Raises:
         UserError: the stream breaks off, or a caption is not a text.
     """
+    listed = current().first_does(_download_rows, data, column, captions, id_column, folder, place, run)
+    return _joined(_fetched_items(listed, place))
+
+
+def _download_rows(data, column, captions, id_column, folder, place, run):
+    """Put the pictures of an IterableDataset into files, as fetched_records says. Returns the path of rows.jsonl as str."""
     import httpx2  # which huggingface_hub downloads with
 
     listed, run = place / "rows.jsonl", {**run, "version": ROWS_VERSION}
@@ -160,7 +167,7 @@ def fetched_records(data, column, captions, id_column, folder, place, run):
         except (httpx2.HTTPError, OSError) as error:
             raise UserError(f"the stream broke off after {done} rows ({error}). Run the same command again to resume there.") from error
         file.write("" if finished else "finished\n")
-    return _joined(_fetched_items(listed, place))
+    return str(listed)
 
 
 def _item_path(place, number):

@@ -7,8 +7,8 @@ from common import UserError
 from page.words import explain_words
 from prediction.captions import caption_all, rerank
 from prediction.consensus import rerank_by_agreement
-from prediction.inputs import refuse_addresses
 from prediction.datastores import attach_stores
+from prediction.inputs import refuse_addresses
 from prediction.loading import load_captioner, load_encoders
 
 

@@ -5,6 +5,7 @@ import json
 import math
 
 from common import UserError, replace_file, utf8_text
+from features.processes import current
 from prediction.consensus import FEWEST_DOCUMENTS, rerank_by_agreement
 from prediction.ngrams import MOST_COMPARED
 
@@ -79,7 +80,7 @@ def add_running_options(parser):
 
 
 def caption_all(model, embeddings, options, num_captions=None, return_ended=False, image_ids=None):
-    """Caption every embedding, batch by batch.
+    """Caption every embedding, batch by batch. The processes of a launcher share the batches; each gets all captions.
 
     Args:
         model: ClipCaptionModel.
@@ -100,8 +101,8 @@ def caption_all(model, embeddings, options, num_captions=None, return_ended=Fals
     from models.decoding import generate
 
     captions, step = [], options.batch_size * (GATHERED if model.datastore is not None else 1)
-    for start in tqdm(range(0, len(embeddings), step), desc="caption", unit="batch", disable=None, leave=False):
-        captions += generate(
+    for start in tqdm(current().share(range(0, len(embeddings), step)), desc="caption", unit="batch", disable=None, leave=False):
+        decoded = generate(
             model,
             embeddings[start : start + step].float(),
             decoding=options.decoding,
@@ -119,11 +120,12 @@ def caption_all(model, embeddings, options, num_captions=None, return_ended=Fals
             return_ended=return_ended,
             image_ids=image_ids and image_ids[start : start + step],
         )
-        broken = next((one[1] for of_image in captions[start:] for one in of_image if not math.isfinite(one[1])), None)
+        broken = next((one[1] for of_image in decoded for one in of_image if not math.isfinite(one[1])), None)
         if broken is not None:
             advice = "Give a --temperature and a --length_penalty nearer to 1, or --mixed_precision no."
             raise UserError(f"captions have the score {broken}; expected a finite number. {advice}")
-    return captions
+        captions += decoded
+    return [[tuple(one) for one in of_image] for of_process in current().gather(captions) for of_image in of_process]
 
 
 # -- Reranking -------------------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def read_features(path, models, checkpoints):
     import numpy as np
 
     from features.content import check_compatible, checkpoint_kind
-    from features.embeddings import MappedEmbeddings
+    from features.embeddings import select_rows
     from features.store import load_features
 
     features = load_features(path)
@@ -140,7 +140,7 @@ def read_features(path, models, checkpoints):
     rows, first = np.unique(features.caption_rows, return_index=True)
     embedding = features.clip_embedding
     if len(rows) < len(embedding):
-        embedding = embedding.select(rows) if isinstance(embedding, MappedEmbeddings) else embedding[rows]
+        embedding = select_rows(embedding, rows)
     ids = [plain_id(features.captions[int(number)]["image_id"]) for number in first]
     return Inputs(ids, [str(image_id) for image_id in ids], [embedding] * len(models), [], features.meta.get("encoder"))
 
@@ -180,7 +180,7 @@ def encode_files(paths, folders, encoders, are_sounds, say, **options):
 
 
 def encode_pictures(paths, encoder, skipped, batch_size, num_workers=None):
-    """Encode pictures or sounds.
+    """Encode pictures or sounds. The processes of a launcher share the batches; each gets all embeddings.
 
     Args:
         paths: files.
@@ -195,19 +195,37 @@ def encode_pictures(paths, encoder, skipped, batch_size, num_workers=None):
     import torch
     from tqdm import tqdm
 
-    from features.loading import Pictures, encode_batch, make_loader, pad_vectors
+    from features.loading import Pictures, encode_batch, make_loader
+    from features.processes import current
 
     if num_workers is None and (encoder.device.type != "cuda" or len(paths) < WORTH_WORKERS):
         num_workers = 0
+    processes = current()
     batches = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
-    loader = make_loader(Pictures(paths, encoder.preprocess), batches, encoder, batch_size, num_workers)
-    embeddings, read = [], []
+    batches = processes.share(batches)
+    pictures = Pictures(paths, encoder.preprocess)
+    loader = make_loader(pictures, batches, encoder, batch_size, num_workers, processes.local_count)
+    embeddings, read, left_out = [], [], []
     for numbers, batch, unread in tqdm(loader, desc="encode", unit="batch", disable=None, leave=False):
         if numbers:
             embeddings.append(encode_batch(encoder, batch))
-        read += [paths[number] for number in numbers]
-        skipped.update((paths[number], reason) for number, reason in unread)
+        read += numbers
+        left_out += unread
+    embeddings = [rows for rows in processes.gather_rows(_join(embeddings, encoder.width).numpy()) if len(rows)]
+    read, left_out = ([one for of_process in processes.gather(several) for one in of_process] for several in (read, left_out))
+    skipped.update((paths[number], reason) for number, reason in left_out)
+    return _join([torch.from_numpy(rows) for rows in embeddings], encoder.width), [paths[number] for number in read]
+
+
+def _join(embeddings, width):
+    """Join tensors [n, D] or [n, L, D], which differ in L. Returns [N, D] or [N, L, D]; of none [0, `width`]."""
+    import torch
+
+    from features.loading import pad_vectors
+
     if embeddings and embeddings[0].dim() == 3:
         most = max(rows.shape[1] for rows in embeddings)
         embeddings = [torch.from_numpy(pad_vectors(rows.numpy(), most)) for rows in embeddings]
-    return torch.cat(embeddings) if embeddings else torch.empty(0, encoder.width), read
+    if len(embeddings) == 1:
+        return embeddings[0]
+    return torch.cat(embeddings) if embeddings else torch.empty(0, width)

@@ -9,7 +9,7 @@ import numpy
 import pytest
 import torch
 
-from benchmarks import coco_run, demo_runs, memory, rows, run, sections, work
+from benchmarks import coco_run, demo_runs, memory, rows, run, scaling, sections, work
 from benchmarks.ours import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -194,3 +194,17 @@ def test_precisions_are_compared_on_a_demo(mini_demo, capfd):
     assert code == (0 if found["meets"] else 1)
     assert 0 < found["runs"]["fp32"]["loss"] < 3
     assert found["loss_apart"] < 0.1
+
+
+@pytest.mark.parametrize("words", [[], ["--features", "46.6", "--training", "35.3", "--decoding", "10.6"]])
+def test_the_tables_of_scaling_are_computed(root, capsys, words):
+    assert scaling.main(words) == 0
+    table = capsys.readouterr().out
+    assert table in (root / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert len(table.splitlines()) == 2 + len(scaling.DATA_SETS)
+
+
+def test_hours_are_work_divided_by_rate_and_gpus():
+    """3.3 million images at 1,000 a second on 8 GPUs: 412.5 s; 12 bytes an image besides a caption of 8: 66 MB."""
+    row = scaling.make_table({"features": 1000, "training": 1000, "decoding": 1000}, width=3, caption_bytes=8, gpus=(8,))[3]
+    assert row == "| CC3M | 0.1 GB | 6.9 min | 6.9 min | 6.9 min |"

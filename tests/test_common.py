@@ -1,5 +1,6 @@
 """common.py: files that are whole or absent, one writer per output, errors in one line; and the identity of images."""
 
+import errno
 import os
 import signal
 import socket
@@ -116,6 +117,54 @@ def test_the_claim_of_a_killed_process_is_taken_over(holder):
     with claim_output("out"):
         pass
     assert os.listdir() == ["ready"]
+
+
+RACE = """
+import sys
+from common import claim_output, one_line_errors, replace_file
+
+@one_line_errors
+def main(argv):
+    with claim_output("out.txt"), replace_file("out.txt") as temporary, open(temporary, "w") as file:
+        for number in range(300):
+            print(argv[0], number, file=file, flush=True)
+
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_of_two_runs_at_once_one_writes_and_the_other_names_it_fifty_times(workdir):
+    Path("race.py").write_text(RACE)
+    lost = 0
+    for _ in range(50):
+        settings = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stderr": subprocess.PIPE, "text": True}
+        runs = [subprocess.Popen([sys.executable, "race.py", name], **settings) for name in "ab"]
+        errors = [process.communicate(timeout=60)[1] for process in runs]
+        codes = [process.returncode for process in runs]
+        assert sorted(codes) in ([0, 0], [0, 2]), errors
+        winner = codes.index(0)
+        if 2 in codes:
+            lost += 1
+            line = f"race.py: error: out.txt is being written by process {runs[winner].pid} on {socket.gethostname()} since "
+            assert errors[1 - winner].startswith(line)
+            assert len(errors[1 - winner].splitlines()) == 1
+        names = {line.split()[0] for line in Path("out.txt").read_text().splitlines()}
+        assert len(names) == 1
+        assert 2 not in codes or names == {"ab"[winner]}
+        assert sorted(os.listdir()) == ["out.txt", "race.py"]
+    assert lost, "the two runs never met"
+
+
+def test_where_a_file_system_has_no_locks_a_line_says_so(workdir, monkeypatch, capsys):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("common.fcntl.lockf", refuse)
+    with claim_output("out"):
+        Path("out").write_text("mine")
+    assert "file system without locks" in capsys.readouterr().err
+    assert os.listdir() == ["out"]
 
 
 def test_a_process_does_not_claim_one_output_twice(workdir):

@@ -169,7 +169,12 @@ def test_no_file_holds_two_things():
             assert len(path.read_text(encoding="utf-8").splitlines()) <= 320, path
 
 
-OTHERS_OPTIONS = {"id", "local-dir", "repo-type"}  # of gdown and hf, named in the docs
+# Options of other programs that the docs name: gdown and hf; torchrun and accelerate; Slurm; img2dataset and clip-retrieval.
+OTHERS_OPTIONS = set(
+    "id local-dir repo-type nnodes nproc_per_node rdzv_backend rdzv_endpoint rdzv_id cpu num_processes "
+    "nodes ntasks-per-node gpus-per-node cpus-per-task requeue url_list input_format url_col caption_col output_format output_folder "
+    "processes_count thread_count image_size input_dataset clip_model enable_metadata".split()
+)
 
 
 def test_the_readme_is_short_and_the_options_it_and_the_docs_name_exist():

@@ -69,11 +69,11 @@ def test_pieces_that_are_not_complete_are_not_joined(workdir):
 
     pieces = Pieces(workdir / "p", "run")
     for number in range(3):
-        pieces.add([number], np.zeros((1, 2), np.float32), [], 0)
+        pieces.add(number, [number], np.zeros((1, 2), np.float32), [], 0)
     pieces.write()
     (workdir / "p" / "000000001-000000002.npz").unlink()
     with pytest.raises(UserError, match="was changed while this ran"):
-        pieces.gather()
+        pieces.gather(3)
 
 
 def test_a_folder_of_pieces_keeps_what_is_not_ours(photos, capsys):

@@ -1,9 +1,6 @@
 """train.py as its users run it: what it writes, how it resumes, what it says, what it refuses."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,7 @@ import torch
 from PIL import Image
 
 import tiny
-import train
+from launched import finish, start
 from running import assert_equal_states, run, save_data, state_of
 from training.optimizer import learning_rate
 
@@ -137,6 +134,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing(data, tiny_gpt2, capsys, words
     assert sorted(path.name for path in data.parent.rglob("*")) == before
 
 
+def test_a_sharded_model_is_refused_in_one_line(data, tiny_gpt2, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    run(tiny_gpt2, code=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "accelerate is set up for FSDP" in line
+
+
 def test_the_schedule_is_the_published_one():
     """Linear from 0 over the warm-up, then linear to 0, worked out by hand for 4 of 10 steps."""
     rates = [learning_rate(step, 6.0, 4, 10) for step in range(11)]
@@ -144,20 +148,31 @@ def test_the_schedule_is_the_published_one():
     assert learning_rate(100, 2e-5, 5000, 720) == pytest.approx(100 / 5000 * 2e-5)
 
 
+VALIDATED = ["--val_data", "train.pkl", "--val_every", "2", "--val_captions", "12"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["--accumulate", "2", "--clip_grad", "0.5"]])
-def test_two_processes_take_the_steps_of_one(data, tiny_gpt2, more):
-    """Dropout off: torchrun with two processes and one process end in the same weights, to rounding."""
-    root = Path(train.__file__).parent
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("more", [VALIDATED, ["--accumulate", "2", "--clip_grad", "0.5", *VALIDATED]])
+def test_several_processes_take_the_steps_of_one(data, tiny_gpt2, count, more):
+    """Dropout off: several processes and one take the same steps, to rounding: weights, losses and every figure of validation.
+
+    24 captions in batches of 5 leave a last batch of 4, which neither two nor three processes share evenly.
+    """
     words = ["--gpt2_dropout", "0", "--max_steps", "6", *more, "--prefix"]
     run(tiny_gpt2, *words, "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29531", str(root / "train.py")]
-    command += ["--data", "train.pkl", "--out_dir", "out", "--gpt2_type", str(tiny_gpt2), "--device", "cpu", "--prefix_length", "4"]
-    command += ["--bs", "5", "--warmup_steps", "5", "--lr", "1e-3", "--log_every", "1", "--mixed_precision", "no", *words, "two"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    one, two = state_of("out/one-001.pt"), state_of("out/two-001.pt")
+    command = ["--data", "train.pkl", "--out_dir", "out", "--gpt2_type", tiny_gpt2, "--device", "cpu", "--prefix_length", 4]
+    command += ["--bs", 5, "--warmup_steps", 5, "--lr", "1e-3", "--log_every", 1, "--mixed_precision", "no", *words, "many"]
+    codes, _, errors = finish(start(count, "train.py", command))
+    assert codes == [0] * count, errors
+    one, many = state_of("out/one-001.pt"), state_of("out/many-001.pt")
     for name in one:
-        assert torch.allclose(one[name], two[name], atol=1e-5), name
-    losses = [[json.loads(line)["loss"] for line in open(f"out/{name}_metrics.jsonl")] for name in ("one", "two")]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+        assert torch.allclose(one[name], many[name], atol=1e-5), name
+    logs = [[json.loads(line) for line in open(f"out/{name}_metrics.jsonl")] for name in ("one", "many")]
+    assert len(logs[0]) == len(logs[1])
+    for alone, together in zip(*logs):
+        for figures in (alone, together):
+            figures.pop("captions_per_s", None)
+        assert together == pytest.approx(alone, abs=1e-5)
+    samples = [Path(f"out/{name}_samples.jsonl").read_text() for name in ("one", "many")]
+    assert samples[0] == samples[1]

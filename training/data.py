@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from common import UserError, replace_file
+from training.device import map_together
 from training.options import RETRIEVED
 
 DECODED_TOGETHER = 32  # images
@@ -205,7 +206,7 @@ def load_base_captioner(path, features, device):
 
 
 def caption_with_base(base, base_digest, features, data_path, say):
-    """Caption every row of the features by the base captioner, as prediction does too.
+    """Caption every row of the features by the base captioner, as prediction does too. The processes of a run share the rows.
 
     The captions are kept in {data}.base-{key}.jsonl beside the first data file, where `key` is of the features' content and the base
     checkpoint's. A second run reads them from there.
@@ -220,6 +221,7 @@ def caption_with_base(base, base_digest, features, data_path, say):
     Returns:
         List of str, one per row.
     """
+    from accelerate.state import PartialState
     from tqdm import tqdm
 
     key = hashlib.blake2b(f"{features.digest()} {base_digest}".encode(), digest_size=8).hexdigest()
@@ -235,10 +237,16 @@ def caption_with_base(base, base_digest, features, data_path, say):
             raise UserError(f"{path} holds {len(rows)} captions; expected {count}. Remove it; the next run makes it again.")
         say(f"base captions read from {path}")
         return rows
-    captions = []
-    for start in tqdm(range(0, count, DECODED_TOGETHER), desc="base captions", unit="batch", disable=None, leave=False):
-        embeddings = features.clip_embedding[start : start + DECODED_TOGETHER].float()
-        captions += base.caption(embeddings.to(base.model.clip_device))
+    with tqdm(total=count, desc="base captions", unit=" images", disable=None, leave=False) as bar:
+
+        def caption(start):
+            embeddings = features.clip_embedding[start : start + DECODED_TOGETHER].float()
+            bar.update(len(embeddings))
+            return base.caption(embeddings.to(base.model.clip_device))
+
+        captions = map_together(caption, range(0, count, DECODED_TOGETHER))
+    if not PartialState().is_main_process:
+        return captions
     with replace_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for row, text in enumerate(captions):
             file.write(json.dumps({"row": row, "caption": text}, ensure_ascii=False) + "\n")

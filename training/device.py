@@ -10,6 +10,8 @@ from training.run_log import check_tracker
 # What torch.compile builds its kernels with: C++ for a CPU, C for what launches them on a GPU.
 COMPILERS = {"cpu": ("CXX", ("g++", "clang++")), "cuda": ("CC", ("gcc", "clang", "cc"))}
 
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # ways of accelerate that are not supported
+
 
 def start_accelerator(options):
     """Set up device, precision, processes and tracker as the options ask, and print them.
@@ -18,11 +20,15 @@ def start_accelerator(options):
         accelerate.Accelerator; its mixed_precision is "no", "bf16" or "fp16". Weights stay float32 either way.
 
     Raises:
-        UserError: a device, precision or tracker that this machine does not have.
+        UserError: a device, precision or tracker that this machine does not have, or a sharded model.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
+    sharded = next((name for name in SHARDED if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1")), None)
+    if sharded:
+        found = f"accelerate is set up for {sharded}, which spreads a model over GPUs"
+        raise UserError(f"{found}; train.py keeps the whole model on each. Run accelerate config again, for multi-GPU without it.")
     # A second run in one process (a notebook, a test) must not inherit the settings of the first.
     AcceleratorState._reset_state(reset_partial_state=True)
     cpu = options.device == "cpu"
@@ -77,6 +83,25 @@ def compile_language_model(model, device_type):
     if not any(shutil.which(name) for name in wanted):
         raise UserError(f"--compile needs a compiler: {' or '.join(wanted)} was not found. Install one, set {variable}, or leave it out.")
     model.gpt.base_model.compile(dynamic=True)
+
+
+def map_together(function, items):
+    """Apply a function to every item, shared by the processes of the run as equal runs of neighbours.
+
+    Args:
+        function: item -> list of objects that can be pickled.
+        items: sequence.
+
+    Returns:
+        List of all results in the order of the items, the same in every process.
+    """
+    from accelerate.state import PartialState
+    from accelerate.utils import gather_object
+
+    state = PartialState()
+    rank, processes = state.process_index, state.num_processes
+    own = items[rank * len(items) // processes : (rank + 1) * len(items) // processes]
+    return gather_object([result for item in own for result in function(item)])
 
 
 def uncompiled(model):

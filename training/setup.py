@@ -123,15 +123,12 @@ def prepare_data(features, val_features, model, options, device, say):
     sets = [(features, options.data[0])] + ([(in_text_space(val_features, model), options.val_data[0])] if val_features else [])
     captions, retrieved = [None] * len(sets), [None] * len(sets)
     if options.base_checkpoint:
-        from accelerate.state import PartialState
-
         from models.base_captioner import BaseCaptioner
 
         base = load_base_captioner(options.base_checkpoint, features, device)
         digest = file_digest(base.origin.path)
         model.base_captioner = BaseCaptioner(base)
-        with PartialState().main_process_first():
-            captions = [caption_with_base(model.base_captioner, digest, some, path, say) for some, path in sets]
+        captions = [caption_with_base(model.base_captioner, digest, some, path, say) for some, path in sets]
         base.to("cpu")
         model.config.base = dataclasses.asdict(base.config) | {"path": str(options.base_checkpoint), "digest": digest}
     if "{retrieved}" in (options.prompt or ""):

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from training.device import uncompiled
+from training.device import map_together, uncompiled
 from training.state import random_states, restore_random_states
 
 GAP_CAPTIONS = 5000  # captions that the gap is measured on: the second pass stays cheap, the error of a difference of pairs small
@@ -20,7 +20,7 @@ TOKENIZER = "plain tokenizer: compare it with other validations, not with publis
 
 
 class Validation:
-    """Validates a run when it is due: figures the same on every process, decoding on the main one."""
+    """Validates a run when it is due; the processes of the run share the batches and the decoding, and get the same figures."""
 
     def __init__(self, model, captioner, data, options, plan, accelerator, files, log, best):
         """Draw the sample of images to caption.
@@ -37,7 +37,7 @@ class Validation:
         self.accelerator, self.files, self.log, self.best = accelerator, files, log, best
         self.every = options.val_every or plan.steps_per_epoch
         self.sample = None
-        if data and accelerator.is_main_process and options.val_captions:
+        if data and options.val_captions:
             self.sample = CaptionSample(data, options.val_captions)
             accelerator.print(f"validation: {len(self.sample.texts):,} images captioned greedily each time; CIDEr by the {TOKENIZER}")
 
@@ -67,18 +67,13 @@ class Validation:
         """Validate once. Random generators are left as they were, so that validating never changes the training.
 
         Returns:
-            Dict of figures (val_loss, val_perplexity, val_gap, and what CaptionSample.score returns), and rows of samples; the rows are
-            the main process's only.
+            Dict of figures (val_loss, val_perplexity, val_gap, and what CaptionSample.score returns), and rows of samples.
         """
         random, was_training = random_states(), self.model.training
         loss, gap = validation_loss(self.model, self.data, self.options.bs, self.accelerator)
         figures = {"val_loss": loss, "val_perplexity": math.exp(min(loss, 700))}
         figures |= {} if math.isnan(gap) else {"val_gap": gap}
         scores, rows = self.sample.score(self.captioner) if self.sample else ({}, [])
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import broadcast_object_list
-
-            (scores,) = broadcast_object_list([scores])
         self.model.train(was_training)
         restore_random_states(random)
         return figures | scores, rows
@@ -169,7 +164,7 @@ class CaptionSample:
         self.references = [tokenize_plain(several) for several in self.texts]
 
     def score(self, model):
-        """Caption the sample greedily. Leaves the model in eval mode and may move the random generators.
+        """Caption the sample greedily, in all processes together. Leaves the model in eval mode and may move the random generators.
 
         Returns:
             Dict of figures: val_cider (CIDEr-D against these images' references), val_captions (how many), val_distinct and
@@ -180,13 +175,15 @@ class CaptionSample:
         from evaluation.tokens import tokenize_plain
         from models.decoding import generate
 
-        decoded = []
+        step = DECODED_TOGETHER if model.datastore is None else len(self.embeddings)  # generate gathers prompts of one length
+
+        def decode(start):
+            chunk, ids = self.embeddings[start : start + step].float(), self.ids[start : start + step]
+            found = generate(model, chunk, "greedy", return_ended=True, seed=0, image_ids=ids, in_text_space=True)
+            return [several[0] for several in found]
+
         with uncompiled(model):
-            step = DECODED_TOGETHER if model.datastore is None else len(self.embeddings)  # generate gathers prompts of one length
-            for start in range(0, len(self.embeddings), step):
-                chunk, ids = self.embeddings[start : start + step].float(), self.ids[start : start + step]
-                found = generate(model, chunk, "greedy", return_ended=True, seed=0, image_ids=ids, in_text_space=True)
-                decoded += [several[0] for several in found]
+            decoded = map_together(decode, range(0, len(self.embeddings), step))
         texts = [text for text, _, _ in decoded]
         words = tokenize_plain(texts)
         cider = score_cider(words, self.references)
