@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo demo-audio app test test-slow bench lint clean
+.PHONY: setup demo demo-audio real app test test-slow bench lint clean
 
 setup: $(READY)
 
@@ -17,7 +17,7 @@ $(READY): requirements.txt
 	@touch $(READY)
 
 # Threads that wait without spinning: where something else runs beside, two spinning ones slow each other down several times over.
-demo demo-audio app test test-slow: export OMP_WAIT_POLICY ?= passive
+demo demo-audio real app test test-slow: export OMP_WAIT_POLICY ?= passive
 
 demo: $(READY)
 	@$(BIN)/python -m demo.run
@@ -27,6 +27,10 @@ demo-audio: $(READY)
 
 app: $(READY)
 	@$(BIN)/python app.py
+
+# make real PHOTOS=FOLDER trains on photographs; without PHOTOS it shows what was trained before.
+real: $(READY)
+	@$(BIN)/python -m demo.real $(if $(PHOTOS),--photos "$(PHOTOS)")
 
 test: $(READY)
 	@$(BIN)/python -m pytest -m "not slow"

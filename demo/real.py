@@ -4,7 +4,8 @@
     python -m demo.real                     caption scikit-image's photographs with the captioner that is there
 
 It lays out an image encoder and a language model in data/weights/ (about 140 MB of downloads, once), runs recipes/flickr8k_small.sh, and
-makes a page of the run. Results are in --out: val.json (scores), gallery.png (photographs of scikit-image with captions), run.html.
+makes a page of the run. Results are in --out: val.json (scores), coco_prefix_report.html (the page), and gallery.png, the photographs of
+scikit-image with captions.
 """
 
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from common import Parser, UserError, one_line_errors
 from demo.run import ROOT, run_script
+from reports.run import main as make_page
 
 # EfficientNet-Lite2 trained on ImageNet (Apache-2.0), 6.1 M parameters; SmolLM2-135M-Instruct (Apache-2.0) in 4 bits, which gguf reads.
 ENCODER, LANGUAGE_MODEL = "tf_efficientnet_lite2", "smollm2-135m"
@@ -115,6 +117,7 @@ def run_recipe(photos, weights, out):
     done = subprocess.run(["bash", ROOT / RECIPE], env=os.environ | {k: str(v) for k, v in parts.items()} | {"PATH": path}, check=False)
     if done.returncode:
         raise UserError(f"{RECIPE} ended with exit code {done.returncode}; see its message above. The same command resumes.")
+    make_page([str(out), "--images", *([str(photos / "val"), str(photos / "train")] if split else [str(photos)])])
 
 
 def show(out):
