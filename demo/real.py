@@ -90,6 +90,7 @@ def _lay_out_language_model(unpacked, target):
 
     weights = next(unpacked.rglob("*.gguf"))
     read = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name)
+    read.config.quantization_config = None
     plain = type(read)(read.config)  # a model that was read from GGUF cannot be saved
     plain.load_state_dict(read.state_dict())
     plain.save_pretrained(target)

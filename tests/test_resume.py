@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -95,6 +96,18 @@ def test_the_warm_up_follows_the_length_where_it_is_a_share(data, tiny_gpt2, cap
     assert train.main([*words, "--epochs", "1"]) == 0
     assert train.main([*words, "--epochs", str(epochs), "--resume"]) == 0
     assert f"after step 5 the learning rate is {rate} instead of 0" in capsys.readouterr().out
+
+
+def test_a_language_model_whose_config_holds_objects_is_resumed(data, tiny_gpt2, tmp_path, capsys):
+    """As of weights that were read from GGUF: transformers turns the method's name into one of its own classes."""
+    folder = tmp_path / "dequantized"
+    shutil.copytree(tiny_gpt2, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gguf", "dequantize": False}}))
+    run(folder, "--epochs", 1)
+    run(folder, "--epochs", 2, "--resume")
+    assert "the run has 10 steps instead of 5" in capsys.readouterr().out
+    assert load_checkpoint("out/coco_prefix-001.pt").config.gpt_config["quantization_config"]["quant_method"] == "gguf"
 
 
 def test_a_run_is_not_resumed_behind_its_end(data, tiny_gpt2, capsys):

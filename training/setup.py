@@ -1,6 +1,7 @@
 """The model a run trains, the memory it will take, and what is printed and written about the run before it begins."""
 
 import dataclasses
+import json
 import shlex
 import sys
 
@@ -80,7 +81,7 @@ def _describe_model(options, features, gpt, gpt2_type):
         # A mapper trained on normalised features needs normalised embeddings of pictures too, and encoders give them unnormalised.
         normalize_prefix=options.normalize_prefix or bool(features.meta.get("normalized")),
         gpt2_type=gpt2_type,
-        gpt_config=gpt.config.to_diff_dict(),
+        gpt_config=json.loads(gpt.config.to_json_string()),  # plain values only, whatever objects a config holds
         stop_token=options.stop_token,
         pooling=features.meta.get("pooling", "pooled"),
         audio=features.meta.get("audio"),
