@@ -186,13 +186,13 @@ def build_page(worker, examples=()):
                 folder = gr.File(label="Folder", file_count="directory", height=140, elem_id="folder")
                 ask = gr.Button("Caption the folder", variant="primary")
                 gallery = gr.HTML(show_hint(ABOUT_FOLDER), min_height=80, elem_id="folder-captions")
-                table = gr.File(label="Captions as a table", interactive=False)
+                table = gr.File(label="Captions as a table", interactive=False, elem_id="table")
                 gr.on(
                     [folder.upload, ask.click], handlers.caption_folder, [folder, *controls], [gallery, table],
                     show_progress_on=gallery, **PRIVATE,
                 )  # fmt: skip
         add_endpoint(handlers, controls)
-    page.queue(max_size=WAITING, default_concurrency_limit=CALLERS)
+    page.queue(max_size=WAITING, default_concurrency_limit=CALLERS, api_open=False)
     return page
 
 

@@ -18,14 +18,15 @@ from models.encoders import load_encoder
 from prediction.inputs import encode_pictures
 
 PICTURES = 50
-WIDTH = 32
+WIDTH, VOCABULARY = 32, 60
 
 
 def save_world(folder):
     """Write pictures/{n}.jpg, rain.wav, clip.pt, gpt2/, first.pt and second.pt (pictures) and sounds.pt into `folder`. → the folder"""
     folder = Path(folder)
     encoder = str(tiny.save_clip(folder / "clip.pt", WIDTH, "resnet"))
-    tiny.save_gpt2(folder / "gpt2", scale=0.3, width=32, positions=24)  # short captions
+    tiny.random_gpt2(VOCABULARY, width=32, positions=24, scale=0.3).save_pretrained(folder / "gpt2")  # short captions
+    tiny.word_tokenizer(VOCABULARY).save_pretrained(folder / "gpt2")
     pictures = [tiny.save_picture(folder / f"pictures/{number}.jpg", number) for number in range(PICTURES)]
     soundfile.write(folder / "rain.wav", np.random.default_rng(0).uniform(-0.3, 0.3, 22050), 22050)
     images = load_encoder(encoder)
