@@ -6,13 +6,13 @@ import re
 import shutil
 import socket
 
-import paging
 import pytest
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 import app
+import paging
 import predict
 import tiny
 from common import UserError

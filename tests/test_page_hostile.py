@@ -5,14 +5,15 @@ import random
 import urllib.parse
 
 import httpx
-import paging
 import pytest
 from gradio_client import Client, handle_file
+
+import paging
 
 pytestmark = [pytest.mark.usefixtures("one_thread")]
 SECRET = "a secret 5c1d0e"
 DRAWN = 200
-ENDPOINTS = ("queue/join", "call/caption", "run/predict", "run/caption", "api/caption", "call/v2/caption", "call/nothing", "component_server")
+ENDPOINTS = ("queue/join", "call/caption", "run/predict", "run/caption", "api/caption", "call/v2/caption", "call/nothing")
 PLACES = ("/gradio_api/file=", "/file=", "/gradio_api/file/", "/static/", "/assets/", "/gradio_api/proxy=")
 METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS")
 NAMES = ("../../../../tmp/evil.jpg", "/etc/evil", "a\0b.jpg", "x" * 300 + ".jpg", "<img onerror=alert(1)>.jpg", "..", "con.jpg")
