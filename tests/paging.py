@@ -36,7 +36,7 @@ def save_world(folder):
         model = captioner(folder / "gpt2", seed=seed, encoder=encoder, clip_width=WIDTH, **more)
         first = model.clip_project.model[0]
         with torch.no_grad():  # the embeddings hardly differ: stretch what does
-            first.weight.copy_(first.weight / embeddings.std(0) * 3)
+            first.weight.copy_(first.weight / embeddings.std(0) * 10)
             first.bias.copy_(-(first.weight @ embeddings.mean(0)))
         save_checkpoint(model, folder / f"{name}.pt", full=True)
         save_config(model.config, {"command": "python train.py --data x.pkl"}, config_path(folder / f"{name}.pt"))

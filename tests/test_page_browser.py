@@ -89,23 +89,26 @@ def test_a_picture_is_captioned_by_both_checkpoints_and_its_words_can_be_clicked
     assert results.nth(1).locator(".bars li").count() == 0
 
 
+@pytest.mark.slow
 def test_decoding_is_switched(visit, page_world):
     visit.give("picture", page_world / "pictures/5.jpg")
     page = visit.page
     shown = visit.shown("picture")
     page.get_by_text("Decoding", exact=True).first.click()
-    page.get_by_label("sampling").check()
+    page.get_by_role("radio", name="sampling").check()
     page.get_by_label("number input for Captions").fill("3")
     page.get_by_role("button", name="Caption the picture").click()
     visit.answer("picture", shown)
     assert page.locator("#picture-captions .result").first.locator("li").count() == 3
 
 
+@pytest.mark.slow
 def test_an_example_is_captioned(visit):
     visit.page.locator("button.gallery-item").first.click()
     assert "first" in visit.answer("picture", "")
 
 
+@pytest.mark.slow
 def test_a_broken_file_is_a_message_and_the_next_picture_is_captioned(visit, page_world):
     (page_world / "broken.jpg").write_bytes(b"no picture")
     assert "cannot be captioned: not a picture" in visit.give("picture", page_world / "broken.jpg")
@@ -114,17 +117,20 @@ def test_a_broken_file_is_a_message_and_the_next_picture_is_captioned(visit, pag
     assert "first" in visit.give("picture", page_world / "pictures/1.jpg")
 
 
+@pytest.mark.slow
 def test_sixty_megapixels_are_captioned(visit, page_world):
     Image.linear_gradient("L").resize((10_000, 6_000)).save(page_world / "large.jpg", quality=30)
     assert "first" in visit.give("picture", page_world / "large.jpg")
 
 
+@pytest.mark.slow
 def test_a_sound_is_captioned(visit, page_world):
     visit.page.get_by_role("tab", name="Sound").click()
     visit.page.wait_for_selector("#sound input[type=file]", state="attached")
     assert visit.give("sound", page_world / "rain.wav").startswith("sounds")
 
 
+@pytest.mark.slow
 def test_a_folder_is_captioned_with_a_table_to_download(visit, page_world, tmp_path):
     for name in ("pictures/1.jpg", "pictures/2.jpg", "rain.wav"):
         shutil.copy(page_world / name, tmp_path)
@@ -145,6 +151,7 @@ def test_a_folder_is_captioned_with_a_table_to_download(visit, page_world, tmp_p
     assert len(table.splitlines()) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [
     {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
     {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"},
@@ -164,6 +171,7 @@ def test_the_page_fits_a_phone_and_a_dark_room(chromium, url, page_world, settin
     assert visit.said == []
 
 
+@pytest.mark.slow
 def test_what_takes_input_has_a_name_for_screen_readers(visit):
     visit.page.get_by_text("Decoding", exact=True).first.click()
     nameless = visit.page.evaluate("""() => [...document.querySelectorAll('input:not([type=file]), textarea, select, button')]

@@ -1,5 +1,6 @@
 """What export writes beside the weights: a Space that runs with nothing but itself, and a model card."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -78,7 +79,8 @@ def test_an_encoder_that_is_a_file_or_in_the_checkpoint_comes_along(exported, tm
     assert (exported / "encoder.pt").read_bytes() == (page_world / "clip.pt").read_bytes()
     assert '"--clip_model_type", str(HERE / "encoder.pt")' in (exported / "app.py").read_text()
     model = HubCaptionModel.from_pretrained(exported)
-    model.origin.encoder = f"clipxgpt:{page_world / 'second.pt'}"  # as published CLIPxGPT weights, which hold their vision tower
+    inside = f"clipxgpt:{page_world / 'second.pt'}"  # what published CLIPxGPT weights, which hold their vision tower, are called
+    model.origin = dataclasses.replace(model.origin, encoder=inside)
     write_space(tmp_path, model)
     assert '"--clip_model_type", "clipxgpt:" + str(HERE / "encoder.pt")' in (tmp_path / "app.py").read_text()
     assert (tmp_path / "encoder.pt").read_bytes() == (page_world / "second.pt").read_bytes()
