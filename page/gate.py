@@ -14,7 +14,7 @@ from page.uploads import check_uploads
 OPEN = re.compile(
     r"/(?:config/?|favicon\.ico|manifest\.json|robots\.txt|theme\.css|(?:assets|static)/.+)?|"
     r"/gradio_api/(?:info/?|upload|upload_progress|startup-events|app_id|queue/(?:join|data|status)|heartbeat/[\w-]+|reset/?|cancel|"
-    r"call/(?:v2/)?caption(?:/[\w-]+)?/?|file=/.+)"
+    r"run/predict|call/(?:v2/)?caption(?:/[\w-]+)?/?|file=/.+)"  # run/predict: an example that is chosen
 )
 MOST_QUESTION = 2**20  # bytes of a request that is no upload
 MOST_FILES = 200  # of one upload
@@ -102,6 +102,16 @@ class Page(gr.Blocks):
             log(f"event failed: {type(error).__name__}: {first_line(error)}")
             message = "the request could not be understood"
         raise gr.Error(gr_text(message), print_exception=False)
+
+
+class OneLine:
+    """Stands for the module traceback in gradio, whose queue prints what goes wrong in it in full: here it is one line."""
+
+    @staticmethod
+    def print_exc():
+        """Log the exception that is being handled."""
+        error = sys.exc_info()[1]
+        log(f"queue failed: {type(error).__name__}: {first_line(error)}")
 
 
 def gr_text(message):

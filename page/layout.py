@@ -138,10 +138,10 @@ def add_controls(can_clip):
             choices = [name for name in RERANKINGS if name != "clip" or can_clip]
             rerank = gr.Radio(choices, value="none", label="Re-ranking", info=about)
         with gr.Row():
-            beams = gr.Slider(1, MOST_BEAMS, 5, step=1, label="Beams", info="also how many captions are re-ranked")
-            captions = gr.Slider(1, MOST_CAPTIONS, 1, step=1, label="Captions", info="best first")
-            temperature = gr.Slider(*TEMPERATURES, 1.0, step=0.05, label="Temperature", info="below 1: likelier words")
-            top_p = gr.Slider(*TOP_PS, 1.0, step=0.05, label="top_p", info="sampling: likeliest words up to this sum")
+            beams = gr.Slider(1, MOST_BEAMS, 5, step=1, label="Beams")
+            captions = gr.Slider(1, MOST_CAPTIONS, 1, step=1, label="Captions")
+            temperature = gr.Slider(*TEMPERATURES, 1.0, step=0.05, label="Temperature")
+            top_p = gr.Slider(*TOP_PS, 1.0, step=0.05, label="top_p")
         prompt = gr.Textbox("", label="Prompt", placeholder="text that every caption begins with", max_length=MOST_PROMPT)
     return [decoding, beams, captions, temperature, top_p, prompt, rerank]
 
@@ -186,13 +186,13 @@ def build_page(worker, examples=()):
                 folder = gr.File(label="Folder", file_count="directory", height=140, elem_id="folder")
                 ask = gr.Button("Caption the folder", variant="primary")
                 gallery = gr.HTML(show_hint(ABOUT_FOLDER), min_height=80, elem_id="folder-captions")
-                table = gr.File(label="Captions as a table", interactive=False)
+                table = gr.File(label="Captions as a table", interactive=False, elem_id="table")
                 gr.on(
                     [folder.upload, ask.click], handlers.caption_folder, [folder, *controls], [gallery, table],
                     show_progress_on=gallery, **PRIVATE,
                 )  # fmt: skip
         add_endpoint(handlers, controls)
-    page.queue(max_size=WAITING, default_concurrency_limit=CALLERS)
+    page.queue(max_size=WAITING, default_concurrency_limit=CALLERS, api_open=False)
     return page
 
 

@@ -5,7 +5,7 @@ import os
 import tempfile
 
 from common import UserError
-from page.gate import MOST_FILES, Gate
+from page.gate import MOST_FILES, Gate, OneLine
 from page.layout import build_page
 from page.results import STYLE
 
@@ -33,11 +33,13 @@ def serve_page(worker, host, port, most_upload, examples=()):
         UserError: the port is taken, or the host is no address of this machine.
     """
     import gradio as gr
+    from gradio import queueing, route_utils, routes
     from starlette.middleware import Middleware
 
     with tempfile.TemporaryDirectory(prefix="prefixcap-page-") as folder:
         # Gradio serves what is in these folders. Its usual ones are shared with every other gradio program of this machine.
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_EXAMPLES_CACHE=folder, GRADIO_ANALYTICS_ENABLED="False")
+        queueing.traceback = routes.traceback = route_utils.traceback = OneLine
         page = build_page(worker, examples)
         try:
             page.launch(

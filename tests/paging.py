@@ -18,14 +18,15 @@ from models.encoders import load_encoder
 from prediction.inputs import encode_pictures
 
 PICTURES = 50
-WIDTH = 32
+WIDTH, VOCABULARY = 32, 60
 
 
 def save_world(folder):
     """Write pictures/{n}.jpg, rain.wav, clip.pt, gpt2/, first.pt and second.pt (pictures) and sounds.pt into `folder`. → the folder"""
     folder = Path(folder)
     encoder = str(tiny.save_clip(folder / "clip.pt", WIDTH, "resnet"))
-    tiny.save_gpt2(folder / "gpt2", scale=0.3, width=32, positions=24)  # short captions
+    tiny.random_gpt2(VOCABULARY, width=32, positions=24, scale=0.3).save_pretrained(folder / "gpt2")  # short captions
+    tiny.word_tokenizer(VOCABULARY).save_pretrained(folder / "gpt2")
     pictures = [tiny.save_picture(folder / f"pictures/{number}.jpg", number) for number in range(PICTURES)]
     soundfile.write(folder / "rain.wav", np.random.default_rng(0).uniform(-0.3, 0.3, 22050), 22050)
     images = load_encoder(encoder)
@@ -35,7 +36,7 @@ def save_world(folder):
         model = captioner(folder / "gpt2", seed=seed, encoder=encoder, clip_width=WIDTH, **more)
         first = model.clip_project.model[0]
         with torch.no_grad():  # the embeddings hardly differ: stretch what does
-            first.weight.copy_(first.weight / embeddings.std(0) * 3)
+            first.weight.copy_(first.weight / embeddings.std(0) * 10)
             first.bias.copy_(-(first.weight @ embeddings.mean(0)))
         save_checkpoint(model, folder / f"{name}.pt", full=True)
         save_config(model.config, {"command": "python train.py --data x.pkl"}, config_path(folder / f"{name}.pt"))

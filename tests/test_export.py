@@ -38,7 +38,8 @@ def test_ours_comes_back_through_export_with_the_same_logits(tmp_path, tiny_gpt2
     save_config(model.config, {}, config_path(tmp_path / "run-000.pt"))
     assert main(["export", str(tmp_path / "run-000.pt"), str(tmp_path / "out")]) == 0
     assert "from_pretrained" in capsys.readouterr().out
-    assert {"config.json", "model.safetensors", "README.md", "tokenizer"} == {path.name for path in (tmp_path / "out").iterdir()}
+    space = {"app.py", "requirements.txt", "prefixcap"}
+    assert {"config.json", "model.safetensors", "README.md", "tokenizer", *space} == {path.name for path in (tmp_path / "out").iterdir()}
     again = HubCaptionModel.from_pretrained(tmp_path / "out")
     embedding = torch.randn(3, 32)
     assert torch.equal(logits_of(again, embedding), logits_of(model, embedding))

@@ -2,12 +2,14 @@
 
 import shutil
 
-import paging
 import pytest
 from PIL import Image
 
+import paging
+
 pytestmark = pytest.mark.usefixtures("one_thread")
-WAIT = 60_000  # milliseconds that a caption may take on a busy machine
+WAIT = 20_000  # milliseconds that a caption may take on a busy machine
+SHOWN = "(place) => [...document.querySelectorAll(place + ' .result, ' + place + ' .problem')].map((one) => one.outerHTML).join('')"
 
 
 @pytest.fixture(scope="module")
@@ -45,25 +47,22 @@ class Visit:
         self.page.goto(url)
         self.page.wait_for_selector("#picture input[type=file]", state="attached")
 
+    def shown(self, thing):
+        """What the page shows as an answer: HTML of results and errors."""
+        return self.page.evaluate(f"({SHOWN})('#{thing}-captions')")
+
     def give(self, thing, path):
-        """Upload a file, and wait until its captions or an error differ from what was shown."""
-        before = self.page.locator(f"#{thing}-captions").inner_html()
+        """Upload a file and wait for the answer. Returns its text."""
+        before = self.shown(thing)
         self.page.set_input_files(f"#{thing} input[type=file]", path)
         return self.answer(thing, before)
 
     def answer(self, thing, before):
-        """Wait until what is shown differs from `before`, and is no hint. Returns its text."""
+        """Wait until there is an answer that differs from `before`. Returns its text."""
         self.page.wait_for_function(
-            "([place, before]) => { const now = document.querySelector(place);"
-            " return now.innerHTML !== before && now.querySelector('.result, .problem'); }",
-            arg=[f"#{thing}-captions", before],
+            f"([place, before]) => {{ const now = ({SHOWN})(place); return now && now !== before; }}", arg=[f"#{thing}-captions", before]
         )
         return self.page.locator(f"#{thing}-captions").inner_text()
-
-    def clear(self, thing):
-        """Take an upload away."""
-        self.page.locator(f"#{thing}").get_by_label("Clear").first.click()
-        self.page.wait_for_function("place => document.querySelector(place).innerText.startsWith('Give a')", arg=f"#{thing}-captions")
 
 
 @pytest.fixture
@@ -90,44 +89,48 @@ def test_a_picture_is_captioned_by_both_checkpoints_and_its_words_can_be_clicked
     assert results.nth(1).locator(".bars li").count() == 0
 
 
+@pytest.mark.slow
 def test_decoding_is_switched(visit, page_world):
     visit.give("picture", page_world / "pictures/5.jpg")
     page = visit.page
-    shown = page.locator("#picture-captions").inner_html()
+    shown = visit.shown("picture")
     page.get_by_text("Decoding", exact=True).first.click()
-    page.get_by_label("sampling").check()
+    page.get_by_role("radio", name="sampling").check()
     page.get_by_label("number input for Captions").fill("3")
     page.get_by_role("button", name="Caption the picture").click()
     visit.answer("picture", shown)
     assert page.locator("#picture-captions .result").first.locator("li").count() == 3
 
 
+@pytest.mark.slow
 def test_an_example_is_captioned(visit):
-    before = visit.page.locator("#picture-captions").inner_html()
-    visit.page.locator("[id^=component] button.gallery-item, button.gallery-item").first.click()
-    assert "first" in visit.answer("picture", before)
+    visit.page.locator("button.gallery-item").first.click()
+    assert "first" in visit.answer("picture", "")
 
 
-def test_a_broken_file_and_one_that_is_too_large_are_messages_and_the_next_picture_is_captioned(visit, page_world):
+@pytest.mark.slow
+def test_a_broken_file_is_a_message_and_the_next_picture_is_captioned(visit, page_world):
     (page_world / "broken.jpg").write_bytes(b"no picture")
     assert "cannot be captioned: not a picture" in visit.give("picture", page_world / "broken.jpg")
     assert visit.page.get_by_role("alert").first.is_visible()
-    visit.said[:] = [line for line in visit.said if "Failed to decode" in line]
-    visit.clear("picture")
+    visit.page.get_by_label("Remove Image").click()
     assert "first" in visit.give("picture", page_world / "pictures/1.jpg")
 
 
+@pytest.mark.slow
 def test_sixty_megapixels_are_captioned(visit, page_world):
     Image.linear_gradient("L").resize((10_000, 6_000)).save(page_world / "large.jpg", quality=30)
     assert "first" in visit.give("picture", page_world / "large.jpg")
 
 
+@pytest.mark.slow
 def test_a_sound_is_captioned(visit, page_world):
     visit.page.get_by_role("tab", name="Sound").click()
     visit.page.wait_for_selector("#sound input[type=file]", state="attached")
     assert visit.give("sound", page_world / "rain.wav").startswith("sounds")
 
 
+@pytest.mark.slow
 def test_a_folder_is_captioned_with_a_table_to_download(visit, page_world, tmp_path):
     for name in ("pictures/1.jpg", "pictures/2.jpg", "rain.wav"):
         shutil.copy(page_world / name, tmp_path)
@@ -142,12 +145,13 @@ def test_a_folder_is_captioned_with_a_table_to_download(visit, page_world, tmp_p
     assert all(name in said for name in ("1.jpg", "2.jpg", "rain.wav", "broken.png: this file cannot be captioned: not a picture"))
     assert "notes.txt" not in said
     with page.expect_download() as download:
-        page.get_by_text("captions.csv").locator("xpath=ancestor::tr").locator("a").last.click()
+        page.locator("#table a").first.click()
     table = download.value.path().read_text()
     assert table.startswith("image_id,file,rank,first,score first,second,score second\n")
     assert len(table.splitlines()) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [
     {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
     {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"},
@@ -167,6 +171,7 @@ def test_the_page_fits_a_phone_and_a_dark_room(chromium, url, page_world, settin
     assert visit.said == []
 
 
+@pytest.mark.slow
 def test_what_takes_input_has_a_name_for_screen_readers(visit):
     visit.page.get_by_text("Decoding", exact=True).first.click()
     nameless = visit.page.evaluate("""() => [...document.querySelectorAll('input:not([type=file]), textarea, select, button')]
