@@ -37,9 +37,17 @@ def encode_prompts(model, clip_embedding, image_ids=None):
         if model.datastore is None:
             raise UserError("the prompt shows captions of similar images and there is no datastore of them. Give one (--datastore FILE).")
         retrieved = model.datastore.retrieve(clip_embedding, image_ids, clip_embedding.device)
-    # A space at the end belongs to the caption's first word, as in training (features/tokens.py).
-    texts = [fill_prompt(template, *filling).rstrip() for filling in zip(captions, retrieved)]
-    return [model.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    return [_encode_prompt(model.tokenizer, fill_prompt(template, *filling)) for filling in zip(captions, retrieved)]
+
+
+def _encode_prompt(tokenizer, text):
+    """Tokenize a prompt as training does (features/tokens.py): white space at its end belongs to the caption's first word where the
+    tokenizer joins the two, as GPT-2's joins a space and a letter; else, as for a line break, it stays with the prompt.
+    """
+    if text == text.rstrip() or not tokenizer.is_fast:
+        return tokenizer.encode(text.rstrip(), add_special_tokens=False)
+    encoded = tokenizer(text + "A", add_special_tokens=False, return_offsets_mapping=True)
+    return [token for token, (_, end) in zip(encoded["input_ids"], encoded["offset_mapping"]) if end <= len(text)]
 
 
 def add_prompts(model, clip_embedding, prefix, more=(), image_ids=None):

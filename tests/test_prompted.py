@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 import tiny
 from benchmarks import published
 from common import UserError
+from features.tokens import tokenize_prompted
 from models.base_captioner import BaseCaptioner
 from models.captioner import ClipCaptionModel
 from models.checkpoints import config_path, load_checkpoint, save_checkpoint, save_config
@@ -121,3 +123,14 @@ def test_the_base_moves_to_the_embeddings_it_captions():
     base.to = moves.append
     BaseCaptioner(base).caption(embeddings(2))
     assert moves == [torch.device("cpu")]
+
+
+@pytest.mark.parametrize("prompt", ["I say ", "I say\n", "I say", "I say: ", " a b  "])
+@pytest.mark.parametrize("joins", [True, False])
+def test_the_prompt_is_tokenized_for_captioning_as_for_training(prompt, joins):
+    """Also where the tokenizer joins no space with the caption's first letter, and where the prompt ends in a line break."""
+    tokenizer = tiny.train_tokenizer(["I say A dog. A"] * 9 if joins else ["A dog."], 300)
+    assert len(tokenizer.encode(" A")) == (1 if joins else 2)
+    model = SimpleNamespace(config=SimpleNamespace(prompt=prompt), base_captioner=None, datastore=None, tokenizer=tokenizer)
+    _, prompts = tokenize_prompted(["A dog."], [prompt], [0], tokenizer)
+    assert encode_prompts(model, embeddings(1)) == [prompts[0].tolist()]
