@@ -81,7 +81,7 @@ def test_a_killed_process_stops_the_others_and_any_number_resumes(photos, victim
         os.kill(processes[victim].pid, signal.SIGKILL)
         killed = time.monotonic()
         codes, _, errors = finish(processes)
-        assert time.monotonic() - killed < 60
+        assert time.monotonic() - killed < 30  # within a minute between machines, whose processes cannot be looked for
         assert codes[1 - victim] == 2, errors
         (line,) = [line for line in errors[1 - victim] if "resuming" not in line]
         assert line.startswith(f"parse_folder.py: error: process {victim} of 2 (process {processes[victim].pid} on ")
