@@ -4,7 +4,8 @@
   python -m benchmarks.extract_rows --rows 400000
 
 A record is a place in a tar shard with one caption of COCO's mean length, as parse_conceptual.py --shards makes them; its picture is not
-read. Pieces are saved every second, since this encoder makes in one what a GPU makes in fifteen. Memory is the peak of RssAnon; mapped files do not count. The same run on 100 pictures gives the memory of the libraries.
+read. Pieces are saved every second, since this encoder makes in one what a GPU makes in fifteen. Memory is the peak of RssAnon; mapped
+files do not count. The same run on 100 pictures gives the memory of the libraries.
 """
 
 import json
@@ -63,7 +64,9 @@ def make_records(rows):
     from features.records import Record
 
     for row in range(rows):
-        picture = UnreadPicture(f"/data/cc3m/{row // 10_000:05d}.tar", row % 10_000 * 20_480, 20_000, "204800000 1700000000000000000")
+        if row % 10_000 == 0:
+            shard = f"/data/cc3m/{row // 10_000:05d}.tar"
+        picture = UnreadPicture(shard, row % 10_000 * 20_480, 20_000, "204800000 1700000000000000000")
         yield Record(f"{row:09d}", picture, [{"caption": f"a caption of picture {row:09d}, as long as those of COCO are."}])
 
 
