@@ -4,7 +4,8 @@
     python -m benchmarks.kill_and_resume --kills 3
     python -m benchmarks.kill_and_resume --processes 2   each script as two processes, of which one, drawn at random, is killed
 
-Several processes must end by themselves when one of them is killed. Features are compared with those of one process.
+When one of several processes is killed, the others must end: by themselves, or at SIGTERM where some were still starting. Features are
+compared with those of one process.
 
 It prints one line per kill, and ends with an error where a feature file or a checkpoint differs.
 """
@@ -22,7 +23,8 @@ from pathlib import Path
 from common import Parser, UserError, one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 90  # seconds
+LAUNCHERS_PATIENCE = 10  # seconds after which SIGTERM is sent; launchers send it at once
+PATIENCE = 60  # seconds
 
 
 def start(command, count):
@@ -61,6 +63,9 @@ def run_killed(command, kills, longest, draw, finish, count):
             continue
         processes[victim].kill()
         began = time.monotonic()
+        if not wait(processes, LAUNCHERS_PATIENCE):
+            for process in processes:
+                process.terminate()
         if not wait(processes, PATIENCE):
             for process in processes:
                 process.kill()

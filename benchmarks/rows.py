@@ -67,7 +67,7 @@ def watch_training(data, language_model, out, steps, *more):
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         process = subprocess.Popen(words, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
         while process.poll() is None:
-            held = _anonymous_memory(process.pid)
+            held = anonymous_memory(process.pid)
             seen["peak"] = max(seen["peak"], held)
             if metrics.is_file() and metrics.stat().st_size:
                 seen["steps"] = max(seen["steps"], held)
@@ -79,7 +79,7 @@ def watch_training(data, language_model, out, steps, *more):
     return {**seen, "seconds": time.monotonic() - began}
 
 
-def _anonymous_memory(process):
+def anonymous_memory(process):
     """Return RssAnon of a process in bytes, 0 once it has ended. Raises UserError where the system does not say."""
     if not Path("/proc/self/status").is_file():
         raise UserError("this system has no /proc, from which memory is read. Measure on Linux.")

@@ -23,7 +23,7 @@ import signal
 import time
 
 from common import UserError, claim_output
-from features.watch import GRACE, INTERRUPTED, Watch
+from features.watch import GRACE, INTERRUPTED, START, Watch
 
 CHUNK = 4 << 20  # bytes; the store takes values of at most 8 MiB
 
@@ -157,11 +157,13 @@ def together(main):
 def _join():
     """Meet the other processes at the launcher's store. Returns Processes."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a lost connection is reported with the stack of torch
+    from datetime import timedelta
+
     import torch
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        store, number, count = next(rendezvous("env://"))
+        store, number, count = next(rendezvous("env://", timeout=timedelta(seconds=START)))
     except (ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"the {os.environ['WORLD_SIZE']} processes of this command do not find one another: {reason[:200]}. Start them "

@@ -135,7 +135,7 @@ def test_rows_are_written_as_clip_retrieval_does_and_a_process_is_weighed(tmp_pa
     assert features.caption_rows.tolist() == list(range(25))
     assert [len(text.split()) for text in features.texts[:10]] == work.draw_lengths(10).tolist()
     held = torch.ones(2**26)
-    assert rows._anonymous_memory(os.getpid()) > held.numel() * 4
+    assert rows.anonymous_memory(os.getpid()) > held.numel() * 4
 
 
 def test_rate_of_a_run_leaves_the_warm_up_out():

@@ -173,6 +173,7 @@ def test_several_processes_take_the_steps_of_one(data, tiny_gpt2, count, more):
     for alone, together in zip(*logs):
         for figures in (alone, together):
             figures.pop("captions_per_s", None)
-        assert together == pytest.approx(alone, abs=1e-5)
+            figures.pop("val_collapse", None)  # words, with figures that are compared anyway
+        assert together == pytest.approx(alone, rel=1e-5, abs=1e-5)
     samples = [Path(f"out/{name}_samples.jsonl").read_text() for name in ("one", "many")]
     assert samples[0] == samples[1]
