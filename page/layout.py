@@ -141,7 +141,7 @@ def add_controls(can_clip):
             beams = gr.Slider(1, MOST_BEAMS, 5, step=1, label="Beams")
             captions = gr.Slider(1, MOST_CAPTIONS, 1, step=1, label="Captions")
             temperature = gr.Slider(*TEMPERATURES, 1.0, step=0.05, label="Temperature")
-            top_p = gr.Slider(*TOP_PS, 1.0, step=0.05, label="top_p")
+            top_p = gr.Slider(*TOP_PS, 1.0, step=0.05, label="top_p (sampling)")
         prompt = gr.Textbox("", label="Prompt", placeholder="text that every caption begins with", max_length=MOST_PROMPT)
     return [decoding, beams, captions, temperature, top_p, prompt, rerank]
 
