@@ -25,19 +25,19 @@ FEATURES=$OUT/features
 mkdir -p "$OUT"
 if [ -e ${FEATURES}_train.pkl ] && [ -e ${FEATURES}_val.pkl ]; then
   echo "features are there"
-elif [ -f "$TRAIN" ]; then
+elif [ ! -d "$TRAIN" ]; then
   python parse_flickr.py --annotations "$TRAIN" --clip_model_type "$ENCODER" --val_share 0.1 --test_share 0 --out $FEATURES.pkl
-elif [ -n "$VAL" ]; then
+elif [ -z "$VAL" ]; then
+  python parse_folder.py "$TRAIN" --clip_model_type "$ENCODER" --out ${FEATURES}_train.pkl
+else
   python parse_folder.py "$TRAIN" --clip_model_type "$ENCODER" --val_share 0 --out ${FEATURES}_train.pkl
   python parse_folder.py "$VAL" --clip_model_type "$ENCODER" --val_share 0 --out ${FEATURES}_val.pkl
-else
-  python parse_folder.py "$TRAIN" --clip_model_type "$ENCODER" --out ${FEATURES}_train.pkl
 fi
 python check.py ${FEATURES}_{train,val}.pkl || [ -n "${GO_ON:-}" ] # stops at a problem, unless GO_ON=1
 
 python train.py --data ${FEATURES}_train.pkl --val_data ${FEATURES}_val.pkl --out_dir "$OUT" --language_model "$LANGUAGE_MODEL" \
   --mapping_type linear --tune lora --lora_dropout 0 --lr 3e-4 --mapper_lr 5e-4 --weight_decay 0.01 --epochs 8 --resume $SMOKE
 
-python evaluate.py --data ${FEATURES}_val.pkl --checkpoint "$OUT"/coco_prefix_best.pt --train_data ${FEATURES}_train.pkl --baseline nearest \
-  --metrics $METRICS --out "$OUT"/val.json
+python evaluate.py --data ${FEATURES}_val.pkl --checkpoint "$OUT"/coco_prefix_best.pt --metrics $METRICS \
+  --train_data ${FEATURES}_train.pkl --baseline nearest --out "$OUT"/val.json
 python predict.py --data ${FEATURES}_val.pkl --checkpoint "$OUT"/coco_prefix_best.pt --num_captions 5 --out "$OUT"/captions.json
