@@ -1,8 +1,9 @@
-"""Files written by the code as it was before training/ was rearranged: they load, decode and resume to the same bytes.
+"""Files written by the code as it was before training/ was rearranged: they load, decode and resume to the same weights.
 
-Under tests/data/before_the_new_layout/ stand a tiny GPT-2 (8 wide, one block), features of six images (16 wide), and two runs that were
-interrupted: `run` after four of twelve steps, `published` (with --published) after three of nine. expected-003.pt is where the old code
-ended `run`, captions.json what it said of the six images with run-000.pt.
+Processors round differently, so weights and losses are compared to 1e-4. Under tests/data/before_the_new_layout/ stand a tiny GPT-2 (8
+wide, one block), features of six images (16 wide), and two runs that were interrupted: `run` after four of twelve steps, `published`
+(with --published) after three of nine. expected-003.pt is where the old code ended `run`, captions.json what it said of the six images
+with run-000.pt.
 """
 
 import json
@@ -57,8 +58,11 @@ def test_the_run_resumes_to_the_weights_that_the_old_code_reached(old, capsys):
     assert "resumed out/run_state.pt after step 4 of 12" in capsys.readouterr().out
     found, expected = (torch.load(path, weights_only=True) for path in ("out/run-003.pt", "expected-003.pt"))
     assert list(found) == list(expected)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert log("out/run_metrics.jsonl") == log("expected_metrics.jsonl")
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+    lines, old_lines = log("out/run_metrics.jsonl"), log("expected_metrics.jsonl")
+    assert len(lines) == len(old_lines)
+    assert all(line == pytest.approx(old_line, rel=1e-4, abs=1e-5) for line, old_line in zip(lines, old_lines))
 
 
 def test_a_published_run_resumes(old, capsys):
