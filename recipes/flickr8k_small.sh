@@ -36,7 +36,8 @@ fi
 python check.py ${FEATURES}_{train,val}.pkl || [ -n "${GO_ON:-}" ] # stops at a problem, unless GO_ON=1
 
 python train.py --data ${FEATURES}_train.pkl --val_data ${FEATURES}_val.pkl --out_dir "$OUT" --language_model "$LANGUAGE_MODEL" \
-  --mapping_type linear --tune lora --lora_dropout 0 --lr 3e-4 --mapper_lr 5e-4 --weight_decay 0.01 --epochs 8 --resume $SMOKE
+  --mapping_type linear --tune lora --lora_dropout 0 --lr 3e-4 --mapper_lr 5e-4 --weight_decay 0.01 --epochs 5 \
+  --best_by cider --resume $SMOKE
 
 python evaluate.py --data ${FEATURES}_val.pkl --checkpoint "$OUT"/coco_prefix_best.pt --metrics $METRICS \
   --train_data ${FEATURES}_train.pkl --baseline nearest --out "$OUT"/val.json
