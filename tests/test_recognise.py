@@ -58,8 +58,8 @@ def references(kind, state, facts, embeddings, tokenizer):
         if kind == "prompted":
             base_gpt, base_prefix = start("original_model.", "original_model.gpt.", one)
             tokens, _ = published.greedy_search(base_gpt, base_prefix, 67, 1.0, STOP)
-            prompt = weight_files.PROMPT.format(base=text_of(tokenizer, tokens).strip()).rstrip()
-            ids = torch.tensor(tokenizer.encode(prompt))
+            prompt = weight_files.PROMPT.format(base=text_of(tokenizer, tokens).strip())
+            ids = torch.tensor(tokenizer.encode(prompt + "A")[:-1])  # the last token is the caption's first, with the space if it has one
             prefix = torch.cat([prefix, gpt.transformer.wte(ids)[None]], dim=1)
         yield gpt, prefix
 
