@@ -17,6 +17,7 @@ WORKDIR /prefixcap
 
 # The packages come first, so that a change of the code does not install them again.
 COPY Makefile requirements.txt ./
+COPY .ci/install.py .ci/install.py
 RUN make setup
 
 COPY . .

@@ -13,7 +13,7 @@ $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python %d.%d found, 3.11 or later needed: make PYTHON=python3.11" % sys.version_info[:2])'
 	@echo "setting up .venv from requirements.txt (about three minutes)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(PYTHON) .ci/install.py $(BIN)/python requirements.txt
 	@touch $(READY)
 
 # Threads that wait without spinning: where something else runs beside, two spinning ones slow each other down several times over.
