@@ -37,8 +37,8 @@ def main(python, requirements):
     has_gpu = sys.platform == "darwin" or shutil.which("nvidia-smi") is not None
     if not has_gpu and install(python, ["--no-deps", *cpu_only], "torch for CPUs")[0]:
         print(
-            "No GPU was found, and pip knows no torch without CUDA, so 3 GB of CUDA's libraries are installed too. To do without them, stop, "
-            "set PIP_EXTRA_INDEX_URL to PyTorch's index for CPUs (see pytorch.org, Get Started), and run make setup again.",
+            "No GPU was found, and pip knows no torch without CUDA, so 3 GB of CUDA's libraries are installed too. To do without "
+            "them, stop, set PIP_EXTRA_INDEX_URL to PyTorch's index for CPUs (see pytorch.org, Get Started), and run make setup again.",
             flush=True,
         )
     code, last = install(python, ["-r", requirements], "setting up .venv")

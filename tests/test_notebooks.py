@@ -1,4 +1,4 @@
-"""The notebooks: short, whole, without outputs; on the demo's models they run to their end and show what generate() gives."""
+"""The notebooks: short and whole; on the demo's models they run to their end and show what generate() gives, or what is committed."""
 
 import ast
 import base64
@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("clip_prefix_captioning_inference", "transformer_inference")
 SOUNDS = "clotho_inference"
 NOTEBOOKS = (*PICTURES, SOUNDS)
+WALKTHROUGH = "training_walkthrough"
 OFFLINE = {"DOWNLOAD = True": "DOWNLOAD = False"}
 FEW = {"sounds": 24, "heldout": 4, "clip_steps": 2, "gpt2_steps": 20, "kinds": ("tone", "click"), "in_process": True}
 
@@ -218,7 +219,7 @@ def test_a_notebook_is_short_and_committed_without_outputs_set_to_download(stem)
 
 
 def test_there_are_no_other_notebooks():
-    assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == sorted(NOTEBOOKS)
+    assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == sorted((*NOTEBOOKS, WALKTHROUGH))
 
 
 @pytest.mark.parametrize("stem", NOTEBOOKS)
@@ -258,7 +259,40 @@ def run_install(source, folder):
 
 
 def test_all_install_cells_are_the_same():
-    assert len({code_of(read_notebook(stem))[0] for stem in NOTEBOOKS}) == 1
+    assert len({code_of(read_notebook(stem))[0] for stem in (*NOTEBOOKS, WALKTHROUGH)}) == 1
+
+
+def lasting(text):
+    """What a walkthrough prints on any machine and of any world: lines without figures, rates and captions."""
+    beginnings = ("no problem found", "all files together", "score x 100", "CIDEr", "BLEU-4", "wrote ", "validation: ", "device: ")
+    return {begin for line in text.splitlines() for begin in beginnings if line.startswith(begin)}
+
+
+def test_the_walkthrough_is_committed_with_the_outputs_of_one_run():
+    path = ROOT / "notebooks" / f"{WALKTHROUGH}.ipynb"
+    notebook = read_notebook(WALKTHROUGH)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 2**20
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    texts, pictures = zip(*outputs_of(notebook))
+    assert sum(map(len, pictures)) == 2
+    assert "no problem found" in lasting("\n".join(texts))
+    assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_the_walkthrough_runs_and_prints_what_it_shows(mini_demo, run_notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFIXCAP_DEMO", str(mini_demo))
+    root = tmp_path / "linked"
+    root.mkdir()
+    for entry in ROOT.iterdir():
+        if entry.suffix == ".py" or (entry / "__init__.py").exists():
+            (root / entry.name).symlink_to(entry)
+    changes = {'    TRAINING = "--epochs 8 ': '    TRAINING = "--epochs 1 '}
+    done, shown = (outputs_of(notebook) for notebook in (run_notebook(WALKTHROUGH, changes, root), read_notebook(WALKTHROUGH)))
+    assert [lasting(text) for text, _ in done] == [lasting(text) for text, _ in shown]
+    assert [len(pictures) for _, pictures in done] == [len(pictures) for _, pictures in shown]
 
 
 def test_outside_a_clone_the_install_cell_asks_for_the_address_and_with_it_clones_once(tmp_path):
