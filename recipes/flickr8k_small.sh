@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Goal        a captioner of real photographs from a thousand of them, on two CPU cores: EfficientNet-Lite2 features, a
-#             linear mapper, and SmolLM2-135M with LoRA, which also reads captions of similar photographs.
-# Hardware    two CPU cores, 6 GB of memory. TIME
+# Goal        a captioner of real photographs from a thousand of them, on a CPU: EfficientNet-Lite2 features, a linear
+#             mapper, and SmolLM2-135M with LoRA.
+# Hardware    two CPU cores and 5 GB of memory. 800 photographs took 39 minutes on one core.
 # Data        Flickr8k, or any folder that parse_folder.py reads. Get Flickr8k with:
 #               python data/download.py flickr8k
-#             `python -m demo.real --photos FOLDER` brings encoder and language model and runs this recipe. Where a hub is
-#             in reach, ENCODER=ViT-B/32 LANGUAGE_MODEL=gpt2 needs nothing.
-# Published   nothing; docs/small-captioner.md says which settings were tried.
-# Ours        RESULT
+#             `make real PHOTOS=FOLDER` brings encoder and language model and runs this recipe. Where a hub is in reach,
+#             ENCODER=ViT-B/32 LANGUAGE_MODEL=gpt2 needs nothing.
+# Published   nothing; docs/small-captioner.md says what was tried.
+# Ours        800 photographs of Flickr8k, 100 held out: CIDEr 31.1 (23.9 to 38.9), METEOR 17.6; copied captions 28.8, 15.0.
 # Otherwise   TRAIN and VAL are folders of photographs, OUT is where everything goes. Without VAL one photograph in ten is
 #             held out.
 #
