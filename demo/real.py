@@ -137,7 +137,7 @@ def show(out):
         )
     pictures = [str(Path(skimage.__file__).parent / "data" / name) for name in GALLERY]
     outputs = ["--plot", str(out / "gallery.png"), "--out", str(out / "gallery.json")]
-    run_script(["predict.py", "--checkpoint", str(checkpoint), *outputs, *pictures])
+    run_script(["predict.py", "--checkpoint", str(checkpoint), "--length_penalty", "0", *outputs, *pictures])
 
 
 @one_line_errors
