@@ -284,8 +284,7 @@ def test_the_walkthrough_is_committed_with_the_outputs_of_one_run():
 @pytest.mark.slow
 def test_the_walkthrough_runs_and_prints_what_it_shows(mini_demo, run_notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("PREFIXCAP_DEMO", str(mini_demo))
-    root = tmp_path / "linked"
-    root.mkdir()
+    (root := tmp_path / "linked").mkdir()
     for entry in ROOT.iterdir():
         if entry.suffix == ".py" or (entry / "__init__.py").exists():
             (root / entry.name).symlink_to(entry)
