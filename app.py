@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common import Parser, UserError, one_line_errors
 from prediction.captions import add_running_options
+from prediction.datastores import add_store_options
 
 DEMOS = {False: "make demo", True: "make demo-audio"}  # pictures, sounds
 EXAMPLES = 6
@@ -32,6 +33,7 @@ def build_parser():
                        help="address to listen on; 0.0.0.0 lets other machines in (default 127.0.0.1)")  # fmt: skip
     group.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen on (default 7860)")
     group.add_argument("--max_upload", type=int, default=50, metavar="MB", help="largest file that may be uploaded, in MB (default 50)")
+    add_store_options(parser)
     add_running_options(parser)
     return parser
 
@@ -91,7 +93,8 @@ def main(argv=None):
     from page.serve import serve_page
     from page.worker import Worker
 
-    captioners = load_captioners(sources, pick_device(options.device), options.mixed_precision)
+    device = pick_device(options.device)
+    captioners = load_captioners(sources, device, options.mixed_precision, options.datastore, options.memory)
     with serve_page(Worker(captioners), options.host, options.port, options.max_upload, examples) as page:
         print(f"captions by {', '.join(captioner.name for captioner in captioners)} at {page.local_url} (stop with Ctrl-C)", flush=True)
         page.block_thread()

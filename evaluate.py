@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from common import Parser, one_line_errors, resolve_output
-from evaluation.baseline import NEIGHBOURS, open_datastore, score_baselines, take_captions
+from evaluation.baseline import NEIGHBOURS, open_training_images, score_baselines, take_captions
 from evaluation.metrics import HISTOGRAMS, METRICS, usable_metrics
 from evaluation.references import pair_up, read_predictions
 from evaluation.scores import describe_origin, print_comparison, print_scores, upload_rows, write_json, write_scores
@@ -132,15 +132,8 @@ def get_systems(references, pictures, train, options):
 
 def describe_run(options, argv):
     """Describe how the scores were made: command, seed, versions, digests of the files that were read."""
-    files = [
-        options.data,
-        options.references,
-        options.checkpoint,
-        *options.predictions,
-        options.train_data,
-        *options.datastore,
-        *options.memory,
-    ]
+    files = [options.data, options.references, options.checkpoint, *options.predictions, options.train_data]
+    files += [*options.datastore, *options.memory]
     files = [path for path in files if path and Path(path).exists()]
     return describe_origin("evaluate.py", [str(word) for word in argv], options.seed, files)
 
@@ -186,7 +179,7 @@ def main(argv=None):
     wants_tower = any(METRICS[name].needs_embeddings for name in metrics) and current().is_first
     tower = load_tower(pictures, options.clip_model_type, options.device) if wants_tower else None
     train = load_features(options.train_data) if options.train_data else None
-    store = open_datastore(train, pictures, references, options.train_data, options.data) if options.baseline else None
+    store = open_training_images(train, pictures, references, options.train_data, options.data) if options.baseline else None
     systems, sources = get_systems(references, pictures, train, options)
     if not current().is_first:
         return 0

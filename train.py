@@ -54,7 +54,7 @@ def train(options, accelerator, argv):
     # Plan: how long the run is, and how its batches are laid out.
     plan = make_plan(captioner, data, options, device.type, say)
     data, val_data = data.laid_out(plan), val_data and val_data.laid_out(plan)
-    describe_run(captioner, data, options, plan, accelerator.mixed_precision, device, say)
+    describe_run(captioner, data, options, plan, start, accelerator.mixed_precision, device, say)
 
     # Optimizer, over trained parameters only.
     model, optimizer = prepare_training(captioner, options, accelerator)

@@ -27,7 +27,7 @@ DECIDING = ("CIDEr", "SPIDEr", "SPICE", "METEOR", "ROUGE-L", "BLEU-4", "CLIPScor
 
 
 @dataclasses.dataclass
-class Datastore(ImageCaptions):
+class TrainingImages(ImageCaptions):
     """Training images to take captions from."""
 
     left_out: int  # images that are evaluated, too
@@ -43,7 +43,7 @@ class Datastore(ImageCaptions):
             yield from self.captions_of(range(start, min(start + TEXTS, len(self.rows))))
 
 
-def open_datastore(train, pictures, references, train_data, data):
+def open_training_images(train, pictures, references, train_data, data):
     """Prepare a training set for taking captions from it, without the images that are evaluated.
 
     Args:
@@ -54,7 +54,7 @@ def open_datastore(train, pictures, references, train_data, data):
         data: the evaluated feature file's name, for errors.
 
     Returns:
-        Datastore.
+        TrainingImages.
 
     Raises:
         UserError: the embeddings do not go together, or no image with a caption is left.
@@ -71,7 +71,7 @@ def open_datastore(train, pictures, references, train_data, data):
             f"{train_data} holds captions of images that are all in {data} too" if len(rows) else f"{train_data} holds blank captions only"
         )
         raise UserError(f"{found}; --baseline needs captions of other images. Give the training set as --train_data.")
-    return Datastore(**vars(ImageCaptions.of(train, kept)), left_out=len(np.unique(rows[is_own])))
+    return TrainingImages(**vars(ImageCaptions.of(train, kept)), left_out=len(np.unique(rows[is_own])))
 
 
 def _match_own(keys, evaluated):
@@ -88,7 +88,7 @@ def take_captions(store, pictures, references, predictions, keys):
     """Caption images with captions of the training set.
 
     Args:
-        store: Datastore.
+        store: TrainingImages.
         pictures: evaluation.truth.Pictures.
         references: evaluation.references.References.
         predictions: dict of key to Prediction of the captioner, whose image_ids are taken over.

@@ -178,8 +178,12 @@ def main(argv=None):
         setattr(card.data, name, value)
     with replace_file(Path(options.dir) / "README.md") as temporary:
         temporary.write_text(str(card), encoding="utf-8")
-    write_space(options.dir, model)
-    print(f'wrote {options.dir}: HubCaptionModel.from_pretrained("{options.dir}") reads it, python {options.dir}/app.py starts its page')
+    print(f'wrote {options.dir}: HubCaptionModel.from_pretrained("{options.dir}") reads it')
+    if model.config.retrieval:
+        print(f"no Space: its prompts need a datastore. python app.py --checkpoint {options.dir} --datastore FILE starts its page")
+    else:
+        write_space(options.dir, model)
+        print(f"python {options.dir}/app.py starts its page")
     return 0
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from common import UserError
 from page.words import explain_words
-from prediction.captions import caption_all, rerank
-from prediction.consensus import rerank_by_agreement
+from prediction.captions import BY_CLIP, caption_all, choose_captions
 from prediction.datastores import attach_stores
 from prediction.inputs import refuse_addresses
 from prediction.loading import load_captioner, load_encoders
@@ -57,13 +56,14 @@ class Outcome:
     error: str | None = None
 
 
-def load_captioners(sources, device, mixed_precision="no"):
+def load_captioners(sources, device, mixed_precision="no", datastore=(), memory=()):
     """Load captioners; those of one encoder share it.
 
     Args:
         sources: list of Source.
         device: torch.device.
         mixed_precision: of the language models, "no", "bf16" or "fp16".
+        datastore, memory: paths, as prediction.datastores.add_store_options reads them.
 
     Returns:
         List of Captioner, in the same order.
@@ -72,9 +72,9 @@ def load_captioners(sources, device, mixed_precision="no"):
         UserError: one cannot be loaded.
     """
     checkpoints = [source.checkpoint for source in sources]
-    refuse_addresses(*checkpoints)
+    refuse_addresses(*checkpoints, *datastore, *memory)
     models = [load_captioner(source.checkpoint, source.gpt2_type, device, mixed_precision) for source in sources]
-    attach_stores(models, checkpoints)
+    attach_stores(models, checkpoints, datastore, memory)
     audio = [model.config.audio for model in models]
     encoders = load_encoders(models, checkpoints, audio, [source.encoder for source in sources], device)
     towers = {id(encoder): _find_tower(model, encoder, device) for model, encoder in zip(models, encoders)}
@@ -121,7 +121,7 @@ def caption_embeddings(captioner, embeddings, settings):
     Raises:
         UserError: the settings do not fit this captioner.
     """
-    if settings.rerank == "clip" and captioner.tower is None:
+    if settings.rerank in BY_CLIP and captioner.tower is None:
         raise UserError(f"the encoder of {captioner.name} has no text tower to rerank with. Choose consensus or none.")
     several = max(settings.beam_size, settings.num_captions) if settings.rerank else settings.num_captions
     if settings.decoding == "sample":
@@ -129,12 +129,11 @@ def caption_embeddings(captioner, embeddings, settings):
         captions = [caption_all(captioner.model, one[None], settings, several)[0] for one in embeddings]
     else:
         captions = caption_all(captioner.model, embeddings, settings, several)
-    if settings.rerank == "clip":
-        return rerank(captions, embeddings, captioner.tower, settings.num_captions)
-    if settings.rerank == "consensus":
-        # One image at a time, so that a caption does not depend on what else is asked for.
-        return [rerank_by_agreement([one], settings.num_captions)[0] for one in captions]
-    return captions
+    if settings.rerank is None:
+        return captions
+    # One image at a time, so that a caption does not depend on what else is asked for.
+    pairs = zip(captions, embeddings)
+    return [choose_captions([several], embedding[None], settings, captioner.tower)[0] for several, embedding in pairs]
 
 
 def describe(captioner, embeddings, settings, explain):

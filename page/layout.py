@@ -16,7 +16,7 @@ from page.gate import MOST_FILES, Page, gr_text
 from page.results import SCRIPT, show_cards, show_hint, show_outcomes, show_problem
 from page.settings import DECODINGS, MOST_BEAMS, MOST_CAPTIONS, MOST_PROMPT, RERANKINGS, TEMPERATURES, TOP_PS, check_settings
 from page.uploads import own_path
-from prediction.captions import write_captions
+from prediction.captions import BY_CLIP, write_captions
 from reports.pictures import data_uri
 
 TITLE = "PrefixCap"
@@ -134,8 +134,9 @@ def add_controls(can_clip):
                 [("beam search", "beam"), ("greedy", "greedy"), ("sampling", "sample")], value=DECODINGS[0], label="Decoding",
                 info="beam search keeps the likeliest captions; sampling draws them",
             )  # fmt: skip
-            about = "consensus puts the caption first that is most like the others" + "; clip, the one nearest to the picture" * can_clip
-            choices = [name for name in RERANKINGS if name != "clip" or can_clip]
+            about = "consensus puts the caption first that is most like the others"
+            about += "; clip, the one nearest to the picture; clip+score weighs that with its likelihood" * can_clip
+            choices = [name for name in RERANKINGS if name not in BY_CLIP or can_clip]
             rerank = gr.Radio(choices, value="none", label="Re-ranking", info=about)
         with gr.Row():
             beams = gr.Slider(1, MOST_BEAMS, 5, step=1, label="Beams")

@@ -24,7 +24,8 @@ class Settings:
     top_p: float = 1.0
     text_prompt: str | None = None
     rerank: str | None = None
-    # What the page does not ask for, as in prediction.captions.add_decoding_options.
+    # What the page does not ask for, as in prediction.captions.add_decoding_options and add_rerank_option.
+    rerank_weight: float | None = None
     entry_length: int = 67
     seed: int = 0
     stop_token: str | None = None

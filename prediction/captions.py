@@ -17,6 +17,7 @@ RERANKERS = {
     "consensus": "the one most similar to the others, without CLIP and also for sounds (minimum Bayes risk: mean CIDEr with the others, or "
     f"mean chrF for fewer than {FEWEST_DOCUMENTS} images)",
 }
+BY_CLIP = ("clip", "clip+score")  # those that need the encoder's text tower
 SUFFIXES = (".csv", ".jsonl", ".json")  # of write_captions
 
 
@@ -148,16 +149,32 @@ def caption_and_rerank(model, embeddings, options, encoder, frequencies=None, re
     Raises:
         UserError: clip was asked for, and the encoder has no text tower or there are several embeddings per image.
     """
-    several = max(options.beam_size, options.num_captions)
-    if options.rerank == "consensus":
-        captions = caption_all(model, embeddings, options, several, return_ended, image_ids)
-        return rerank_by_agreement(captions, options.num_captions, frequencies)
-    from models.encoders.text import require_text_tower
+    tower = None
+    if options.rerank in BY_CLIP:
+        from models.encoders.text import require_text_tower
 
-    if embeddings.ndim != 2:
-        raise UserError(f"--rerank {options.rerank} needs one embedding per image; these images have several. Use --rerank consensus.")
-    tower = require_text_tower(encoder, options.device, f"--rerank {options.rerank}")
-    captions = caption_all(model, embeddings, options, several, return_ended, image_ids)
+        if embeddings.ndim != 2:
+            raise UserError(f"--rerank {options.rerank} needs one embedding per image; these images have several. Use --rerank consensus.")
+        tower = require_text_tower(encoder, options.device, f"--rerank {options.rerank}")
+    captions = caption_all(model, embeddings, options, max(options.beam_size, options.num_captions), return_ended, image_ids)
+    return choose_captions(captions, embeddings, options, tower, frequencies)
+
+
+def choose_captions(captions, embeddings, options, tower=None, frequencies=None):
+    """Put the caption first that --rerank finds best, among those of each image.
+
+    Args:
+        captions: list of N lists of tuples that begin with the text and its score.
+        embeddings: [N, D].
+        options: rerank, rerank_weight and num_captions, as add_rerank_option and add_decoding_options read them.
+        tower: models.encoders.text.TextTower, for clip and clip+score.
+        frequencies: as caption_and_rerank takes them.
+
+    Returns:
+        List of N lists of num_captions of the same tuples.
+    """
+    if options.rerank == "consensus":
+        return rerank_by_agreement(captions, options.num_captions, frequencies)
     weight = (1 if options.rerank_weight is None else options.rerank_weight) if options.rerank == "clip+score" else None
     return rerank(captions, embeddings, tower, options.num_captions, weight)
 

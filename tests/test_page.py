@@ -1,10 +1,13 @@
 """The page: what it answers to programs, how callers share one model, and what it says to mistakes."""
 
 import concurrent.futures
+import dataclasses
 import json
 import re
 import shutil
 import socket
+import zlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,11 +21,13 @@ import tiny
 from common import UserError
 from helpers import call, error_line
 from page import worker as worker_module
-from page.captioners import Outcome, Source, load_captioners, name_checkpoints
+from page.captioners import Outcome, Source, caption_embeddings, load_captioners, name_checkpoints
 from page.results import show_outcomes
-from page.settings import Settings, check_settings
+from page.settings import RERANKINGS, Settings, check_settings
 from page.words import explain_words, join_pieces
 from page.worker import Worker
+from prediction.captions import caption_and_rerank
+from prediction.inputs import encode_pictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = ("beam", 5, 1, 1.0, 1.0, "", "none")
@@ -211,6 +216,31 @@ def test_checkpoints_are_named_as_shortly_as_tells_them_apart():
     assert name_checkpoints(["a/x-001.pt", "a/x-002.pt"]) == ["x-001", "x-002"]
     assert name_checkpoints(["a/x.pt", "b/x.pt"]) == ["a/x", "b/x"]
     assert name_checkpoints(["x.pt", "x.pt"]) == ["x (1)", "x (2)"]
+
+
+class RandomTower:
+    """A text tower that gives every text a direction of its own."""
+
+    modality, width = "image", paging.WIDTH
+
+    def encode_text(self, texts):
+        draws = [torch.Generator().manual_seed(zlib.crc32(text.encode())) for text in texts]
+        return torch.nn.functional.normalize(torch.stack([torch.randn(self.width, generator=draw) for draw in draws]), dim=-1)
+
+    def project(self, clip_embedding):
+        return torch.nn.functional.normalize(clip_embedding, dim=-1)
+
+
+@pytest.mark.parametrize("chosen_by", RERANKINGS[1:])
+def test_each_way_of_choosing_gives_what_predict_gives(captioners, world, monkeypatch, chosen_by):
+    monkeypatch.setattr("models.encoders.text.require_text_tower", lambda *_: RandomTower())
+    able = dataclasses.replace(captioners[0], tower=RandomTower())
+    embeddings, _ = encode_pictures([str(world / f"pictures/{number}.jpg") for number in range(3)], able.encoder, {}, 3)
+    settings = check_settings("beam", 5, 2, 1.0, 1.0, "", chosen_by)
+    options = SimpleNamespace(**vars(settings), device=torch.device("cpu"))
+    for found, embedding in zip(caption_embeddings(able, embeddings, settings), embeddings):
+        expected = caption_and_rerank(able.model, embedding[None], options, "any")[0]
+        assert [text for text, _ in found] == [text for text, _ in expected] and len(found) == 2
 
 
 def test_an_unfit_setting_fails_for_one_captioner_and_not_for_the_other(captioners, world):

@@ -12,7 +12,8 @@ import yaml
 from gradio_client import Client, handle_file
 
 import paging
-from helpers import call
+from helpers import call, captioner
+from models.checkpoints import config_path, save_checkpoint, save_config
 from models.hub import HubCaptionModel, main
 from models.space import page_requirements, write_space
 
@@ -46,6 +47,16 @@ def test_a_card_without_scores_has_no_empty_sections(page_world, tmp_path):
     call(main, ["export", page_world / "second.pt", tmp_path / "out"])
     card = (tmp_path / "out/README.md").read_text()
     assert "## Training" in card and "## Scores" not in card and "## Samples" not in card
+
+
+def test_a_captioner_that_retrieves_gets_no_space_that_cannot_run(tiny_gpt2, tmp_path, capsys):
+    retrieval = {"captions": 2, "datastore": ["train.pkl"], "digest": "0"}
+    model = captioner(tiny_gpt2, prompt="Like {retrieved} ", retrieval=retrieval)
+    save_checkpoint(model, tmp_path / "x.pt", full=True)
+    save_config(model.config, {}, config_path(tmp_path / "x.pt"))
+    call(main, ["export", tmp_path / "x.pt", tmp_path / "out"])
+    assert "no Space: its prompts need a datastore" in capsys.readouterr().out
+    assert (tmp_path / "out/model.safetensors").is_file() and not (tmp_path / "out/app.py").exists()
 
 
 def test_packages_are_those_pinned_here_that_the_page_needs():

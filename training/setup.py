@@ -143,7 +143,7 @@ def prepare_data(features, val_features, model, options, device, say):
     return found[0], found[1] if val_features else None
 
 
-def describe_run(model, data, options, plan, precision, device, say):
+def describe_run(model, data, options, plan, start, precision, device, say):
     """Print data, trained parameters, the estimated memory, and a warning where the schedule is too slow for a run so short."""
     from models.tuning import parameter_table
 
@@ -168,7 +168,7 @@ def describe_run(model, data, options, plan, precision, device, say):
             f"warm-up of {plan.warmup_steps:,} steps is longer than the run of {plan.total_steps:,}: the learning rate will reach "
             f"{plan.total_steps / plan.warmup_steps:.0%} of {options.lr:g}. A shorter run needs a smaller --warmup_steps."
         )
-    if options.lr == LR and plan.total_steps < FEW_STEPS and options.init_from in (None, "none") and not options.published:
+    if options.lr == LR and plan.total_steps < FEW_STEPS and start is None and not options.published:
         say(
             f"advice: {plan.total_steps:,} steps at the published --lr of {LR:g}, meant for 140,000, teach a fresh mapper little. "
             "docs/small-captioner.md says what small data sets want."
