@@ -106,10 +106,8 @@ def run_recipe(photos, weights, out):
         out: folder for everything that the recipe writes.
 
     Raises:
-        UserError: there is no such folder, or the recipe fails.
+        UserError: the recipe fails.
     """
-    if not photos.is_dir():
-        raise UserError(f"--photos {photos} is no folder; expected pictures with captions. Give a folder as parse_folder.py reads it.")
     split = (photos / "train").is_dir() and (photos / "val").is_dir()
     parts = {"TRAIN": photos / "train" if split else photos, "VAL": photos / "val" if split else ""}
     parts |= {"ENCODER": f"timm:{weights / ENCODER}", "LANGUAGE_MODEL": weights / LANGUAGE_MODEL, "OUT": out}
@@ -148,6 +146,9 @@ def main(argv=None):
         parser.add_argument(name, type=Path, default=Path(default), metavar="FOLDER", help=f"folder of the {what} (default {default})")
     options = parser.parse_args(argv)
     if options.photos:
+        if not options.photos.is_dir():
+            found = f"--photos {options.photos} is no folder"
+            raise UserError(f"{found}; expected pictures with captions. Give a folder as parse_folder.py reads it.")
         lay_out_parts(options.weights)
         run_recipe(options.photos, options.weights, options.out)
     show(options.out)

@@ -12,12 +12,12 @@ from features.store import load_features
 def add_store_options(parser):
     """Add --datastore and --memory to a parser, in a group of their own."""
     group = parser.add_argument_group("retrieval and training on texts", "For checkpoints that were trained so; see docs/beyond.md.")
-    group.add_argument("--datastore", nargs="+", default=[], metavar="FILE",
-                       help="feature files or folders of the checkpoint's encoder, of images or texts, to take captions of similar images "
-                            "from (default: those of its training)")  # fmt: skip
-    group.add_argument("--memory", nargs="+", default=[], metavar="FILE",
+    group.add_argument("--datastore", action="append", default=[], metavar="FILE",
+                       help="feature file or folder of the checkpoint's encoder, of images or texts, to take captions of similar images "
+                            "from; repeat it for several (default: those of its training)")  # fmt: skip
+    group.add_argument("--memory", action="append", default=[], metavar="FILE",
                        help="features of texts, such as the training texts: a checkpoint trained on texts sees each picture as a mean of "
-                            "those nearest to it, as in DeCap (default: none)")  # fmt: skip
+                            "those nearest to it, as in DeCap; repeat it for several (default: none)")  # fmt: skip
 
 
 def attach_stores(models, checkpoints, datastore=(), memory=()):

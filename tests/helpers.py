@@ -27,7 +27,7 @@ def error_line(main, capsys, words):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     script = f"{main.__module__}.py: error: "
-    assert lines[0].startswith(script), lines
+    assert lines[0].startswith(script) and not lines[0].endswith(".."), lines
     return lines[0]
 
 

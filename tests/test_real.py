@@ -21,7 +21,8 @@ def recipe(monkeypatch):
     """Records how the recipe was called instead of running it; `code` is what it ends with."""
 
     class Recipe:
-        code, environment = 0, None
+        def __init__(self):
+            self.code, self.environment, self.laid_out = 0, None, []
 
         def run(self, command, env, check):
             assert command == ["bash", ROOT / real.RECIPE]
@@ -30,7 +31,7 @@ def recipe(monkeypatch):
 
     recipe = Recipe()
     monkeypatch.setattr(real.subprocess, "run", recipe.run)
-    monkeypatch.setattr(real, "lay_out_parts", lambda folder: None)
+    monkeypatch.setattr(real, "lay_out_parts", lambda folder: recipe.laid_out.append(folder))
     return recipe
 
 
@@ -62,6 +63,7 @@ def test_the_recipe_gets_the_folders(tmp_path, recipe, monkeypatch, split):
 
 def test_mistakes_are_one_line(workdir, recipe, capsys):
     assert "--photos nowhere is no folder" in refused(capsys, "--photos", "nowhere")
+    assert recipe.laid_out == []  # nothing is downloaded before the folder was looked for
     assert "no captioner in data/real. To train one give photographs" in refused(capsys)
     os.mkdir("photos")
     recipe.code = 3

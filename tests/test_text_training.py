@@ -189,7 +189,7 @@ def test_claps_texts_train_a_captioner_of_sounds(data):
     assert features.meta["audio"]["spectrogram"] == "waveform" and features.width == J
     helpers.train_tiny("gpt2", "--data", "heard.pkl", "--max_steps", 1)
     soundfile.write("tone.wav", np.sin(np.arange(8000) / 9), 8000)
-    helpers.call(predict.main, [*CAPTION[:2], "tone.wav", *CAPTION[4:], "--memory", "heard.pkl", "--out", "said.json"])
+    helpers.call(predict.main, [*CAPTION[:2], "--memory", "heard.pkl", "tone.wav", *CAPTION[4:], "--out", "said.json"])
     assert [row["image_id"] for row in read(data / "said.json")] == ["tone.wav"]
 
 

@@ -49,9 +49,10 @@ def build_model(options, features, start, say):
         set_dropout(gpt, options.gpt2_dropout)
     if features.meta.get("normalized") and not options.normalize_prefix:
         say("the features are stored normalised: --normalize_prefix is on")
+    config = _describe_model(options, features, gpt, gpt2_type)
     torch.manual_seed(options.seed)
     try:
-        model = ClipCaptionModel(_describe_model(options, features, gpt, gpt2_type), gpt, tokenizer)
+        model = ClipCaptionModel(config, gpt, tokenizer)
         stop_token_id(tokenizer, options.stop_token)
     except ValueError as error:
         raise UserError(f"{error}.") from error
