@@ -82,8 +82,11 @@ def test_the_space_runs_elsewhere_with_nothing_of_this_folder(exported, page_wor
             space.terminate()
     with paging.serving(page_world / "first.pt") as url:
         here = Client(url, verbose=False).predict(file=handle_file(str(page_world / "pictures/1.jpg")), api_name="/caption")
-    assert found[0]["captions"] == here[0]["captions"]
     moved.rename(exported)
+    assert [row["caption"] for row in found[0]["captions"]] == [row["caption"] for row in here[0]["captions"]]
+    scores = [row["score"] for row in found[0]["captions"]]
+    # The Space has all cores and this process one: sums in another order.
+    assert scores == pytest.approx([row["score"] for row in here[0]["captions"]], abs=1e-4)
 
 
 def test_an_encoder_that_is_a_file_or_in_the_checkpoint_comes_along(exported, tmp_path, page_world):
