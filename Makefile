@@ -32,8 +32,10 @@ app: $(READY)
 real: $(READY)
 	@$(BIN)/python -m demo.real $(if $(PHOTOS),--photos "$(PHOTOS)")
 
+# Two processes of one thread each: the tests' models are too small for more.
+test: export OMP_NUM_THREADS ?= 1
 test: $(READY)
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup
 
 test-slow: $(READY)
 	@$(BIN)/python -m pytest -m slow

@@ -32,6 +32,12 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+def pytest_collection_modifyitems(items):
+    """Keep together, where pytest-xdist runs tests in several processes, those of a file, and those that share the slowest fixture."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("mini_demo" if "mini_demo" in item.fixturenames else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def root():
     """The repository's root folder."""
