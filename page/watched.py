@@ -47,10 +47,10 @@ class Output:
         """Take in what stands after the last line break."""
         self.read("\n")
 
-    def last_error(self):
-        """The line that says why a command failed: the last one with "error: " in it, else the last one."""
-        said = [line for line in self.lines if "error: " in line] or self.lines
-        return said[-1].strip() if said else "it printed nothing"
+    def reason(self):
+        """The line that says why a command failed: the first with "error: " in it, to which later ones may point, else the last."""
+        last = self.lines[-1] if self.lines else "it printed nothing"
+        return next((line for line in self.lines if "error: " in line), last).strip()
 
 
 def open_terminal():
@@ -135,7 +135,7 @@ class WatchedRun:
             self.fail(f"{self.command[0]} cannot be run: {error.strerror}")
             return
         self.output.end()
-        self._set(*((FAILED, self.output.last_error()) if code else (SUCCEEDED,)))
+        self._set(*((FAILED, self.output.reason()) if code else (SUCCEEDED,)))
 
     def _read_output(self):
         """Run the command as on a terminal, so that it shows its progress bars. Returns its exit code."""

@@ -78,10 +78,12 @@ def test_output_is_read_as_a_terminal_shows_it():
     assert output.bars == {"tiny CLIP": (44, "4/9 [00:01<00:01, 4step/s]"), "tiny GPT-2": (10, "1/10 [00:01<00:09]")}
     output.read("$ python train.py\r\n 50%|██ | 5/10 [00:01<00:01]\r")
     assert output.bars == {"": (50, "5/10 [00:01<00:01]")}
-    output.read("train.py: error: no\r\nbye")
+    assert output.reason() == "$ python train.py"
+    output.read("train.py: error: no\r\ndemo.run: error: see above")
     output.end()
-    assert output.lines[-2:] == ["train.py: error: no", "bye"]
-    assert output.last_error() == "train.py: error: no"
+    assert output.lines[-2:] == ["train.py: error: no", "demo.run: error: see above"]
+    assert output.reason() == "train.py: error: no"
+    assert Output().reason() == "it printed nothing"
 
 
 def test_two_clicks_start_one_run_and_after_a_failure_it_can_be_started_again(offered, workdir):
