@@ -53,6 +53,10 @@ def check_options(parser, options):
 
 def find_sources(options):
     """Find the captioners to serve, and pictures to try. Returns a list of page.captioners.Source, empty for none, and paths."""
+    demos = [] if options.checkpoint else find_demos()
+    if not options.checkpoint and not demos:
+        return [], []
+
     from features.image_ids import PICTURE_SUFFIXES
     from page.captioners import Source
 
@@ -60,7 +64,6 @@ def find_sources(options):
     examples = [path for path in inside if path.suffix.lower() in PICTURE_SUFFIXES]
     if options.checkpoint:
         return [Source(path, options.gpt2_type, options.clip_model_type) for path in options.checkpoint], examples[:EXAMPLES]
-    demos = find_demos()
     pictures = [] if options.examples else [path for sounds, demo in demos if not sounds for path in demo.heldout]
     return [Source(str(demo.checkpoint), demo.gpt2_type, demo.encoder) for _, demo in demos], (examples or pictures)[:EXAMPLES]
 
