@@ -43,7 +43,7 @@ def test_the_captions_shown_are_true_of_what_the_demo_draws_and_plays(stem):
     assert len(set(beams)) == 5
     assert len(grid) == SHOWN and grid[0] == beams[0]
     assert is_true(greedy, truth[0])
-    assert scenes.share_true(grid, truth, is_true) >= (run_audio.FLOOR if stem == SOUNDS else run.FLOOR)
+    assert sum(not is_true(caption, one) for caption, one in zip(grid, truth)) <= 1
 
 
 @pytest.mark.slow
