@@ -78,7 +78,7 @@ function show(run) {
   find('problem').textContent = failed ? `The demo failed: ${run.error}` : '';
   find('start').textContent = failed ? 'Run the demo again' : 'Run the demo';
   say(runs ? 'The demo is running' : loads ? 'The demo is done. Loading its captioner; this page then opens it.' : '',
-    runs ? `: ${clock(run.seconds)} so far, of about four minutes on two cores` : '');
+    runs ? `: ${clock(run.seconds)} so far; about four minutes in all, on two free cores` : '');
   find('bars').replaceChildren(...(runs ? run.bars : []).map((bar) => {
     const row = document.createElement('li'), line = document.createElement('span'), track = document.createElement('progress');
     Object.assign(track, { max: 100, value: bar.percent });
