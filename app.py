@@ -4,10 +4,11 @@
   python app.py --checkpoint first.pt --checkpoint second.pt --port 8000      # captioners side by side
   python app.py                                                               # the models of make demo and make demo-audio
 
-The page is at http://127.0.0.1:7860. Only this machine reaches it, unless --host says otherwise. docs/page.md describes
-it, and its endpoint for programs.
+The page is at http://127.0.0.1:7860. Only this machine reaches it, unless --host says otherwise. Where there are no models
+of the demo yet, the page offers to make them. docs/page.md describes it, and its endpoint for programs.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from common import Parser, UserError, one_line_errors
 from prediction.captions import add_running_options
 from prediction.datastores import add_store_options
 
-DEMOS = {False: "make demo", True: "make demo-audio"}  # pictures, sounds
+ROOT = Path(__file__).resolve().parent
+LOOPBACK = "127.0.0.1"
+MISSING = "there is no --checkpoint, and no finished demo to take one from"
 EXAMPLES = 6
 
 
@@ -29,8 +32,8 @@ def build_parser():
     group.add_argument("--clip_model_type", metavar="NAME", help="encoder to use instead of the checkpoint's")
     group.add_argument("--examples", metavar="FOLDER", help="folder of pictures that visitors can try (default: those of the demo)")
     group = parser.add_argument_group("the page")
-    group.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
-                       help="address to listen on; 0.0.0.0 lets other machines in (default 127.0.0.1)")  # fmt: skip
+    group.add_argument("--host", default=LOOPBACK, metavar="ADDRESS",
+                       help="address to listen on; 0.0.0.0 lets other machines in (default %(default)s)")  # fmt: skip
     group.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen on (default 7860)")
     group.add_argument("--max_upload", type=int, default=50, metavar="MB", help="largest file that may be uploaded, in MB (default 50)")
     add_store_options(parser)
@@ -49,7 +52,11 @@ def check_options(parser, options):
 
 
 def find_sources(options):
-    """Find the captioners to serve, and pictures to try. Returns a list of page.captioners.Source, and paths."""
+    """Find the captioners to serve, and pictures to try. Returns a list of page.captioners.Source, empty for none, and paths."""
+    demos = [] if options.checkpoint else find_demos()
+    if not options.checkpoint and not demos:
+        return [], []
+
     from features.image_ids import PICTURE_SUFFIXES
     from page.captioners import Source
 
@@ -57,7 +64,6 @@ def find_sources(options):
     examples = [path for path in inside if path.suffix.lower() in PICTURE_SUFFIXES]
     if options.checkpoint:
         return [Source(path, options.gpt2_type, options.clip_model_type) for path in options.checkpoint], examples[:EXAMPLES]
-    demos = find_demos() or run_demo()
     pictures = [] if options.examples else [path for sounds, demo in demos if not sounds for path in demo.heldout]
     return [Source(str(demo.checkpoint), demo.gpt2_type, demo.encoder) for _, demo in demos], (examples or pictures)[:EXAMPLES]
 
@@ -66,18 +72,52 @@ def find_demos():
     """Find finished demos. Returns a list of (whether of sounds, demo.ready.Ready)."""
     from demo.ready import find_demo
 
-    return [(sounds, found) for sounds in DEMOS if (found := find_demo(sounds=sounds)) is not None]
+    return [(sounds, found) for sounds in (False, True) if (found := find_demo(sounds=sounds)) is not None]
 
 
-def run_demo():
-    """Offer to run the demo, where there is someone to ask. Returns what find_demos does."""
-    missing = "there is no --checkpoint, and no finished demo to take one from"
-    if sys.stdin.isatty() and input(f"{missing}. Run the demo now (about four minutes)? [y/N] ").lower() in ("y", "yes"):
-        from demo.run import main as run
+def load_sources(options):
+    """Load the captioners to serve. Returns a list of page.captioners.Captioner, empty for none, and pictures to try."""
+    sources, examples = find_sources(options)
+    if not sources:
+        return [], examples
 
-        if run([]) == 0 and (found := find_demos()):
-            return found
-    raise UserError(f"{missing}. Run `make demo` (about four minutes), or give --checkpoint.")
+    from models.encoders import pick_device
+    from page.captioners import load_captioners
+
+    device = pick_device(options.device)
+    return load_captioners(sources, device, options.mixed_precision, options.datastore, options.memory), examples
+
+
+def demo_command():
+    """The command that makes the demo where find_demos looks for it, and what it needs of environment variables."""
+    from demo.ready import demo_folder
+
+    places = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return [sys.executable, "-m", "demo.run", "--folder", str(demo_folder())], {"PYTHONPATH": places}
+
+
+def make_captioner(options):
+    """Serve a page that offers to run the demo, until that has made a captioner.
+
+    Returns:
+        What load_sources does, and the page.watched.WatchedRun, to be told when its visitors find the captions in the same place.
+    """
+    from page.offer import offer_run
+
+    if options.host != LOOPBACK:  # a stranger must not start it
+        raise UserError(f"{MISSING}. Run `make demo` (about four minutes), or give --checkpoint.")
+    with offer_run(*demo_command(), options.host, options.port) as run:
+        print(f"{MISSING}. Open http://{options.host}:{options.port} to run the demo (stop with Ctrl-C)", flush=True)
+        while True:
+            run.wait_for_success()
+            try:
+                captioners, examples = load_sources(options)
+            except UserError as error:
+                run.fail(error)
+                continue
+            if captioners:
+                return captioners, examples, run
+            run.fail("it ended, but its models are not where they should be")
 
 
 @one_line_errors
@@ -86,16 +126,17 @@ def main(argv=None):
     parser = build_parser()
     options = parser.parse_args(argv)
     check_options(parser, options)
-    sources, examples = find_sources(options)
+    captioners, examples = load_sources(options)
+    run = None
+    if not captioners:
+        captioners, examples, run = make_captioner(options)
 
-    from models.encoders import pick_device
-    from page.captioners import load_captioners
     from page.serve import serve_page
     from page.worker import Worker
 
-    device = pick_device(options.device)
-    captioners = load_captioners(sources, device, options.mixed_precision, options.datastore, options.memory)
     with serve_page(Worker(captioners), options.host, options.port, options.max_upload, examples) as page:
+        if run is not None:
+            run.finish()
         print(f"captions by {', '.join(captioner.name for captioner in captioners)} at {page.local_url} (stop with Ctrl-C)", flush=True)
         page.block_thread()
     return 0

@@ -41,7 +41,7 @@ def ready_demo(folder=None, sounds=False):
         UserError: the folder holds something else, or making the demo fails.
     """
     script, parse = (run_audio, "parse development") if sounds else (run, "parse train")
-    folder, found = _folder(folder, sounds), find_demo(folder, sounds)
+    folder, found = demo_folder(folder, sounds), find_demo(folder, sounds)
     if found is None:
         if folder.exists() and not (folder / "world.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} holds other files than a demo of {'sounds' if sounds else 'pictures'}. Name another folder.")
@@ -63,15 +63,15 @@ def ready_demo(folder=None, sounds=False):
     return found
 
 
-def _folder(folder, sounds):
-    """The folder to look in; arguments as for ready_demo."""
+def demo_folder(folder=None, sounds=False):
+    """Say in which folder a demo is looked for; arguments as for ready_demo. Returns a Path."""
     variable, usual = ("PREFIXCAP_DEMO_AUDIO", "data/demo_audio") if sounds else ("PREFIXCAP_DEMO", "data/demo")
     return Path(folder or os.environ.get(variable) or usual)
 
 
 def find_demo(folder=None, sounds=False):
     """Find a finished demo; arguments as for ready_demo. Returns Ready, or None where a part is missing."""
-    folder = _folder(folder, sounds)
+    folder = demo_folder(folder, sounds)
     checkpoints = sorted(folder.glob(CHECKPOINTS))
     heldout = sorted(folder.glob(HELDOUT[sounds]))
     encoder, gpt2 = tiny_models.clip_path(folder), tiny_models.gpt2_path(folder)

@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import Parser, UserError, one_line_errors, replace_file
+from common import Parser, UserError, claim_output, one_line_errors, replace_file
 from demo import scenes as world
 from demo import tiny_models
 
@@ -144,21 +144,8 @@ def score(folder, seed=0):
     }
 
 
-def run_and_judge(prog, options, settings, floor, build, command_lines, score, things):
-    """Build a small world, run the commands on it, write metrics.json and print the score.
-
-    Args:
-        prog: name for messages.
-        options: folder, seed and train_options.
-        settings: arguments of `build`.
-        floor: least share of true captions; None for a run that is not judged.
-        build, command_lines, score: functions of the world.
-        things: "pictures" or "sounds".
-
-    Returns:
-        Exit code: 1 for a score below `floor`, else 0.
-    """
-    folder = options.folder
+def _run_all(folder, options, settings, floor, build, command_lines, score):
+    """Do what run_and_judge does, but for the last lines. Returns what metrics.json holds, and seconds by stage."""
     began = time.perf_counter()
     seconds = build(folder, **settings)
     for stage, words in command_lines(folder, options.train_options).items():
@@ -173,7 +160,29 @@ def run_and_judge(prog, options, settings, floor, build, command_lines, score, t
     metrics["settings"] = {**settings, "train_options": options.train_options}
     with replace_file(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+    return metrics, seconds
 
+
+def run_and_judge(prog, options, settings, floor, build, command_lines, score, things):
+    """Build a small world, run the commands on it, write metrics.json and print the score.
+
+    Args:
+        prog: name for messages.
+        options: folder, seed and train_options.
+        settings: arguments of `build`.
+        floor: least share of true captions; None for a run that is not judged.
+        build, command_lines, score: functions of the world.
+        things: "pictures" or "sounds".
+
+    Returns:
+        Exit code: 1 for a score below `floor`, else 0.
+
+    Raises:
+        UserError: a command fails, or another process is making a demo in the same folder.
+    """
+    folder = options.folder
+    with claim_output(folder):
+        metrics, seconds = _run_all(folder, options, settings, floor, build, command_lines, score)
     print("\n" + ", ".join(f"{stage} {took:.0f} s" for stage, took in seconds.items()) + f"; {metrics['seconds']:.0f} s in total")
     print(f"{things} with their captions: {folder}/captions.png; figures: {folder}/metrics.json")
     print(

@@ -7,6 +7,7 @@ import tempfile
 from common import UserError
 from page.gate import MOST_FILES, Gate, OneLine
 from page.layout import build_page
+from page.offer import cannot_listen
 from page.results import STYLE
 
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]  # fonts that are there: none is downloaded
@@ -63,7 +64,7 @@ def serve_page(worker, host, port, most_upload, examples=()):
                 app_kwargs={"middleware": [Middleware(Gate, most_upload=MOST_FILES * most_upload * MEGABYTE)]},
             )
         except OSError as error:
-            raise UserError(f"cannot listen on {host} port {port}: {error}. Give another --port, or another --host.") from error
+            raise UserError(cannot_listen(host, port, error)) from error
         try:
             yield page
         finally:

@@ -1,7 +1,9 @@
 """Fixtures every test file shares. Offline is set before anything imports a Hugging Face library."""
 
 import gc
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -110,6 +112,46 @@ def page_world(tmp_path_factory):
     import paging
 
     return paging.save_world(tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Chromium, ready to open pages; the test is skipped where there is none."""
+    path = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+    if path is None:
+        pytest.skip("no chromium here to open the page with")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def run_notebook(tmp_path, monkeypatch):
+    """stem, beginnings of lines to change, folder → the notebook, run there by this interpreter, with its outputs."""
+    from nbclient import NotebookClient
+
+    from notebooks_read import read_notebook
+
+    folder = tmp_path / "kernels" / "this_python"
+    folder.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "this Python", "language": "python"}))
+    for variable in ("JUPYTER_PATH", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run_it(stem, changes=None, folder=ROOT / "notebooks"):
+        notebook = read_notebook(stem)
+        for old, new in (changes or {}).items():
+            (cell,) = [cell for cell in notebook.cells if f"\n{old}" in f"\n{cell.source}"]
+            cell.source = f"\n{cell.source}".replace(f"\n{old}", f"\n{new}", 1)[1:]
+        resources = {"metadata": {"path": str(folder)}}
+        return NotebookClient(notebook, timeout=300, kernel_name="this_python", resources=resources).execute()
+
+    return run_it
 
 
 @pytest.fixture(scope="module", autouse=True)

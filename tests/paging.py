@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 from pathlib import Path
 from unittest import mock
@@ -19,6 +20,8 @@ from prediction.inputs import encode_pictures
 
 PICTURES = 50
 WIDTH, VOCABULARY = 32, 60
+WAIT = 20_000  # milliseconds that a caption may take on a busy machine
+SHOWN = "(place) => [...document.querySelectorAll(place + ' .result, ' + place + ' .problem')].map((one) => one.outerHTML).join('')"
 
 
 def save_world(folder):
@@ -43,6 +46,19 @@ def save_world(folder):
     return folder
 
 
+def save_demo(world, folder, sounds=False):
+    """Write what a finished demo leaves into `folder`, from the small world."""
+    checkpoint, heldout, example = ("sounds", "evaluation/a.wav", "rain.wav") if sounds else ("first", "heldout/a.jpg", "pictures/1.jpg")
+    for name in ("checkpoints", "weights", str(Path(heldout).parent)):
+        (folder / name).mkdir(parents=True)
+    shutil.copy(world / f"{checkpoint}.pt", folder / "checkpoints/demo-002.pt")
+    shutil.copy(world / f"{checkpoint}.json", folder / "checkpoints/demo-002.json")
+    shutil.copy(world / example, folder / heldout)
+    shutil.copytree(world / "gpt2", folder / "weights/demo_gpt2")
+    shutil.copy(world / "clip.pt", folder / "weights/demo_clip.pt")
+    return folder
+
+
 def free_port():
     """A port that nothing listens on."""
     with socket.socket() as one:
@@ -61,3 +77,36 @@ def serving(*checkpoints, most_upload=5, examples=()):
     with mock.patch.dict(os.environ), serve_page(worker, "127.0.0.1", free_port(), most_upload, examples) as page:
         yield page.local_url
     worker.close()
+
+
+class Visit:
+    """A browser tab with the page, and what went wrong in it."""
+
+    def __init__(self, browser, url, **settings):
+        self.said, self.url = [], url
+        self.context = browser.new_context(**settings)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(WAIT)
+        self.page.on("console", lambda message: message.type == "error" and self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: request.url.startswith((url, "data:", "blob:")) or self.said.append(request.url))
+        self.page.on("response", lambda response: response.status >= 400 and self.said.append(f"{response.status} {response.url}"))
+        self.page.goto(url)
+        self.page.wait_for_selector("#picture input[type=file]", state="attached")
+
+    def shown(self, thing):
+        """What the page shows as an answer: HTML of results and errors."""
+        return self.page.evaluate(f"({SHOWN})('#{thing}-captions')")
+
+    def give(self, thing, path):
+        """Upload a file and wait for the answer. Returns its text."""
+        before = self.shown(thing)
+        self.page.set_input_files(f"#{thing} input[type=file]", path)
+        return self.answer(thing, before)
+
+    def answer(self, thing, before):
+        """Wait until there is an answer that differs from `before`. Returns its text."""
+        self.page.wait_for_function(
+            f"([place, before]) => {{ const now = ({SHOWN})(place); return now && now !== before; }}", arg=[f"#{thing}-captions", before]
+        )
+        return self.page.locator(f"#{thing}-captions").inner_text()

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from common import UserError
+from common import UserError, claim_output
 from demo import ready, run, run_audio
+from helpers import call
 
 
 def test_a_finished_demo_is_found_by_argument_variable_and_usual_place(mini_demo, workdir, monkeypatch, capsys):
@@ -87,3 +88,11 @@ def test_a_folder_or_file_of_something_else_is_left_alone(workdir):
         with pytest.raises(UserError, match="holds other files than a demo of pictures"):
             ready.ready_demo(place)
     assert (workdir / "train" / "mine.jpg").exists()
+
+
+@pytest.mark.parametrize("script", [run, run_audio])
+def test_a_demo_is_not_written_by_two_at_once(workdir, capsys, script):
+    with claim_output("demo"):
+        call(script.main, ["--folder", "demo"], code=2)
+    assert "demo is being written by" in capsys.readouterr().err
+    assert not Path("demo").exists()

@@ -1,7 +1,6 @@
-"""The notebooks: short and whole; on the demo's models they run to their end and show what generate() gives, or what is committed."""
+"""The notebooks: short and whole; they run to their end, on the demo's models or on others, and show what generate() gives."""
 
 import ast
-import base64
 import importlib
 import io
 import json
@@ -9,73 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-import nbformat
 import pytest
 
 from demo import ready, run_audio
+from notebooks_read import NOTEBOOKS, PICTURES, ROOT, SOUNDS, WALKTHROUGH, code_of, lasting_text, outputs_of, read_notebook, same_picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ROOT = Path(__file__).resolve().parent.parent
-PICTURES = ("clip_prefix_captioning_inference", "transformer_inference")
-SOUNDS = "clotho_inference"
-NOTEBOOKS = (*PICTURES, SOUNDS)
-WALKTHROUGH = "training_walkthrough"
-OFFLINE = {"DOWNLOAD = True": "DOWNLOAD = False"}
+DOWNLOADING = {"DOWNLOAD = False": "DOWNLOAD = True"}
 FEW = {"sounds": 24, "heldout": 4, "clip_steps": 2, "gpt2_steps": 20, "kinds": ("tone", "click"), "in_process": True}
-
-
-def read_notebook(stem):
-    return nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4)
-
-
-def code_of(notebook):
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-
-
-@pytest.fixture
-def run_notebook(tmp_path, monkeypatch):
-    """stem, beginnings of lines to change, folder → the notebook, run there by this interpreter, with its outputs."""
-    from nbclient import NotebookClient
-
-    folder = tmp_path / "kernels" / "this_python"
-    folder.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "this Python", "language": "python"}))
-    for variable in ("JUPYTER_PATH", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
-        monkeypatch.setenv(variable, str(tmp_path))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-    def run_it(stem, changes=OFFLINE, folder=ROOT / "notebooks"):
-        notebook = read_notebook(stem)
-        for old, new in changes.items():
-            (cell,) = [cell for cell in notebook.cells if f"\n{old}" in f"\n{cell.source}"]
-            cell.source = f"\n{cell.source}".replace(f"\n{old}", f"\n{new}", 1)[1:]
-        resources = {"metadata": {"path": str(folder)}}
-        return NotebookClient(notebook, timeout=300, kernel_name="this_python", resources=resources).execute()
-
-    return run_it
-
-
-def outputs_of(notebook):
-    """By code cell: what it printed, and the pictures (PNG) it shows."""
-    shown = []
-    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
-        errors = [output for output in cell.outputs if output.output_type == "error"]
-        assert not errors, errors
-        text = "".join(output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout")
-        pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-        shown.append((text, [base64.b64decode(picture) for picture in pictures]))
-    return shown
-
-
-def same_picture(one, other):
-    from PIL import Image, ImageChops
-
-    one, other = (Image.open(io.BytesIO(data)).convert("RGB") for data in (one, other))
-    assert len(one.getcolors(1 << 24)) > 20, "an empty picture"
-    return one.size == other.size and ImageChops.difference(one, other).getbbox() is None
 
 
 def check_outputs(notebook, model, embeddings, pictures, grid=slice(None)):
@@ -120,21 +61,16 @@ def check_picture_notebook(notebook, demo, sources, grid=slice(None)):
 
 
 @pytest.mark.slow
-def test_the_mlp_notebook_shows_what_generate_gives(mini_demo, run_notebook, monkeypatch):
+@pytest.mark.parametrize("stem", PICTURES)
+def test_a_notebook_of_pictures_shows_what_generate_gives_and_prints_as_committed(stem, mini_demo, run_notebook, monkeypatch):
     monkeypatch.setenv("PREFIXCAP_DEMO", str(mini_demo))
-    demo = ready.ready_demo(mini_demo)
-    check_picture_notebook(run_notebook("clip_prefix_captioning_inference"), demo, demo.heldout[:8])
+    demo, notebook = ready.ready_demo(mini_demo), run_notebook(stem)
+    check_picture_notebook(notebook, demo, demo.heldout[:8])
+    assert lasting_text(notebook) == lasting_text(read_notebook(stem))
 
 
 @pytest.mark.slow
-def test_the_transformer_notebook_shows_what_generate_gives(mini_demo, run_notebook, monkeypatch):
-    monkeypatch.setenv("PREFIXCAP_DEMO", str(mini_demo))
-    demo = ready.ready_demo(mini_demo)
-    check_picture_notebook(run_notebook("transformer_inference"), demo, demo.heldout[:8])
-
-
-@pytest.mark.slow
-def test_as_committed_a_notebook_takes_weights_by_name_and_photographs(mini_demo, tmp_path, run_notebook):
+def test_with_download_a_notebook_takes_weights_by_name_and_photographs(mini_demo, tmp_path, run_notebook):
     """The root is one of links, so that its data/weights can hold a stand-in under the published name."""
     import skimage.data
     from PIL import Image
@@ -148,7 +84,7 @@ def test_as_committed_a_notebook_takes_weights_by_name_and_photographs(mini_demo
     for stem in ("coco", "coco_weights"):
         shutil.copy(demo.checkpoint, root / "data" / "weights" / f"{stem}.pt")
         shutil.copy(demo.checkpoint.with_name("demo.json"), root / "data" / "weights" / f"{stem}.json")
-    notebook = run_notebook("clip_prefix_captioning_inference", changes={}, folder=root)
+    notebook = run_notebook("clip_prefix_captioning_inference", DOWNLOADING, root)
     photographs = [Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "chelsea", "coffee", "rocket")]
     check_picture_notebook(notebook, demo, photographs, slice(1, None))
 
@@ -187,13 +123,16 @@ def check_sound_notebook(notebook, demo, spectrogram):
 
 
 @pytest.mark.slow
-def test_the_sound_notebook_shows_spectrograms_and_what_generate_gives(mini_sounds, run_notebook, monkeypatch):
+def test_the_notebook_of_sounds_shows_what_generate_gives_and_prints_as_committed(mini_sounds, run_notebook, monkeypatch):
     monkeypatch.setenv("PREFIXCAP_DEMO_AUDIO", str(mini_sounds))
-    check_sound_notebook(run_notebook(SOUNDS), ready.ready_demo(mini_sounds, sounds=True), "mel")
+    notebook = run_notebook(SOUNDS)
+    check_sound_notebook(notebook, ready.ready_demo(mini_sounds, sounds=True), "mel")
+    shown = lasting_text(read_notebook(SOUNDS))
+    assert shown.count("a caption") == 8 and lasting_text(notebook) == shown.replace("a caption\n" * 8, "a caption\n" * FEW["heldout"])
 
 
 @pytest.mark.slow
-def test_as_committed_the_sound_notebook_takes_a_checkpoint_without_sound_settings_and_ones_own_sounds(mini_sounds, tmp_path, run_notebook):
+def test_with_download_the_sound_notebook_takes_a_checkpoint_without_sound_settings_and_own_sounds(mini_sounds, tmp_path, run_notebook):
     import torch
 
     demo = ready.ready_demo(mini_sounds, sounds=True)
@@ -202,20 +141,19 @@ def test_as_committed_the_sound_notebook_takes_a_checkpoint_without_sound_settin
     torch.save(dict(torch.load(demo.checkpoint)), tmp_path / "mine.pt")  # as published files are, without a config of its own
     (tmp_path / "mine.json").write_text(json.dumps(config))
     changes = {"CHECKPOINT": tmp_path / "mine.pt", "SOUND": demo.heldout[0], "FOLDER": demo.heldout[0].parent}
-    notebook = run_notebook(SOUNDS, {f'{name} = ""': f"{name} = {str(path)!r}" for name, path in changes.items()})
+    notebook = run_notebook(SOUNDS, DOWNLOADING | {f'{name} = ""': f"{name} = {str(path)!r}" for name, path in changes.items()})
     check_sound_notebook(notebook, demo, "published")
 
 
 @pytest.mark.parametrize("stem", NOTEBOOKS)
-def test_a_notebook_is_short_and_committed_without_outputs_set_to_download(stem):
+def test_a_notebook_is_short_and_set_to_download_nothing(stem):
     notebook = read_notebook(stem)
-    nbformat.validate(notebook)
     assert 5 <= len(notebook.cells) <= 10
     assert notebook.cells[0].cell_type == notebook.cells[-1].cell_type == "markdown"
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert not any(cell.outputs or cell.execution_count for cell in code)
-    assert code[0].source.splitlines()[1] == 'REPOSITORY = ""'
-    assert code[1].source.splitlines()[0].startswith("DOWNLOAD = True")
+    first, second, *_ = code_of(notebook)
+    assert first.splitlines()[1] == 'REPOSITORY = ""'
+    assert second.splitlines()[0].startswith("DOWNLOAD = False")
+    assert "**The saved outputs** below are those of `DOWNLOAD = False`" in notebook.cells[0].source
 
 
 def test_there_are_no_other_notebooks():
@@ -260,38 +198,6 @@ def run_install(source, folder):
 
 def test_all_install_cells_are_the_same():
     assert len({code_of(read_notebook(stem))[0] for stem in (*NOTEBOOKS, WALKTHROUGH)}) == 1
-
-
-def lasting(text):
-    """What a walkthrough prints on any machine and of any world: lines without figures, rates and captions."""
-    beginnings = ("no problem found", "all files together", "score x 100", "CIDEr", "BLEU-4", "wrote ", "validation: ", "device: ")
-    return {begin for line in text.splitlines() for begin in beginnings if line.startswith(begin)}
-
-
-def test_the_walkthrough_is_committed_with_the_outputs_of_one_run():
-    path = ROOT / "notebooks" / f"{WALKTHROUGH}.ipynb"
-    notebook = read_notebook(WALKTHROUGH)
-    nbformat.validate(notebook)
-    assert path.stat().st_size < 2**20
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    texts, pictures = zip(*outputs_of(notebook))
-    assert sum(map(len, pictures)) == 2
-    assert "no problem found" in lasting("\n".join(texts))
-    assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text(encoding="utf-8"))
-
-
-@pytest.mark.slow
-def test_the_walkthrough_runs_and_prints_what_it_shows(mini_demo, run_notebook, tmp_path, monkeypatch):
-    monkeypatch.setenv("PREFIXCAP_DEMO", str(mini_demo))
-    (root := tmp_path / "linked").mkdir()
-    for entry in ROOT.iterdir():
-        if entry.suffix == ".py" or (entry / "__init__.py").exists():
-            (root / entry.name).symlink_to(entry)
-    changes = {'    TRAINING = "--epochs 8 ': '    TRAINING = "--epochs 1 '}
-    done, shown = (outputs_of(notebook) for notebook in (run_notebook(WALKTHROUGH, changes, root), read_notebook(WALKTHROUGH)))
-    assert [lasting(text) for text, _ in done] == [lasting(text) for text, _ in shown]
-    assert [len(pictures) for _, pictures in done] == [len(pictures) for _, pictures in shown]
 
 
 def test_outside_a_clone_the_install_cell_asks_for_the_address_and_with_it_clones_once(tmp_path):

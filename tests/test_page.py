@@ -4,7 +4,6 @@ import concurrent.futures
 import dataclasses
 import json
 import re
-import shutil
 import socket
 import zlib
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ from gradio_client.exceptions import AppError
 import app
 import paging
 import predict
-import tiny
 from common import UserError
 from helpers import call, error_line
 from page import worker as worker_module
@@ -251,7 +249,7 @@ def test_an_unfit_setting_fails_for_one_captioner_and_not_for_the_other(captione
 
 
 def test_mistakes_on_the_command_line_are_one_line(workdir, capsys, monkeypatch):
-    assert "Run `make demo`" in error_line(app.main, capsys, [])
+    assert "Run `make demo`" in error_line(app.main, capsys, ["--host", "0.0.0.0"])
     assert "expected 1 to 65535" in error_line(app.main, capsys, ["--port", "0"])
     assert "expected a folder" in error_line(app.main, capsys, ["--examples", "no"])
     assert "no.pt" in error_line(app.main, capsys, ["--checkpoint", "no.pt"])
@@ -266,15 +264,9 @@ def test_a_taken_port_is_one_line(world, capsys):
         assert f"cannot listen on 127.0.0.1 port {port}" in error_line(app.main, capsys, ["-C", world / "first.pt", "--port", port])
 
 
-def test_without_a_checkpoint_the_demos_are_taken(world, workdir, monkeypatch):
-    for place, checkpoint, heldout in (("demo", "first", "heldout/a.jpg"), ("demo_audio", "sounds", "evaluation/a.wav")):
-        folder = workdir / "data" / place
-        (folder / "checkpoints").mkdir(parents=True)
-        shutil.copy(world / f"{checkpoint}.pt", folder / "checkpoints/demo-002.pt")
-        (folder / heldout).parent.mkdir()
-        shutil.copy(world / ("rain.wav" if "wav" in heldout else "pictures/1.jpg"), folder / heldout)
-        shutil.copytree(world / "gpt2", folder / "weights/demo_gpt2")
-        tiny.save_clip(folder / "weights/demo_clip.pt", paging.WIDTH, "resnet")
+def test_without_a_checkpoint_the_demos_are_taken(world, workdir):
+    for place, sounds in (("demo", False), ("demo_audio", True)):
+        paging.save_demo(world, workdir / "data" / place, sounds)
     sources, examples = app.find_sources(app.build_parser().parse_args([]))
     assert [source.checkpoint for source in sources] == ["data/demo/checkpoints/demo-002.pt", "data/demo_audio/checkpoints/demo-002.pt"]
     assert [path.name for path in examples] == ["a.jpg"]

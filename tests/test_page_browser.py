@@ -8,21 +8,6 @@ from PIL import Image
 import paging
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-WAIT = 20_000  # milliseconds that a caption may take on a busy machine
-SHOWN = "(place) => [...document.querySelectorAll(place + ' .result, ' + place + ' .problem')].map((one) => one.outerHTML).join('')"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    path = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
-    if path is None:
-        pytest.skip("no chromium here to open the page with")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -32,42 +17,9 @@ def url(page_world, chromium):
         yield url
 
 
-class Visit:
-    """A browser tab with the page, and what went wrong in it."""
-
-    def __init__(self, browser, url, **settings):
-        self.said, self.url = [], url
-        self.context = browser.new_context(**settings)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(WAIT)
-        self.page.on("console", lambda message: message.type == "error" and self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: request.url.startswith((url, "data:", "blob:")) or self.said.append(request.url))
-        self.page.on("response", lambda response: response.status >= 400 and self.said.append(f"{response.status} {response.url}"))
-        self.page.goto(url)
-        self.page.wait_for_selector("#picture input[type=file]", state="attached")
-
-    def shown(self, thing):
-        """What the page shows as an answer: HTML of results and errors."""
-        return self.page.evaluate(f"({SHOWN})('#{thing}-captions')")
-
-    def give(self, thing, path):
-        """Upload a file and wait for the answer. Returns its text."""
-        before = self.shown(thing)
-        self.page.set_input_files(f"#{thing} input[type=file]", path)
-        return self.answer(thing, before)
-
-    def answer(self, thing, before):
-        """Wait until there is an answer that differs from `before`. Returns its text."""
-        self.page.wait_for_function(
-            f"([place, before]) => {{ const now = ({SHOWN})(place); return now && now !== before; }}", arg=[f"#{thing}-captions", before]
-        )
-        return self.page.locator(f"#{thing}-captions").inner_text()
-
-
 @pytest.fixture
 def visit(chromium, url):
-    visit = Visit(chromium, url, viewport={"width": 1200, "height": 900})
+    visit = paging.Visit(chromium, url, viewport={"width": 1200, "height": 900})
     yield visit
     visit.context.close()
     assert visit.said == []
@@ -157,7 +109,7 @@ def test_a_folder_is_captioned_with_a_table_to_download(visit, page_world, tmp_p
     {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"},
 ], ids=["phone", "dark"])  # fmt: skip
 def test_the_page_fits_a_phone_and_a_dark_room(chromium, url, page_world, settings):
-    visit = Visit(chromium, url, **settings)
+    visit = paging.Visit(chromium, url, **settings)
     visit.give("picture", page_world / "pictures/3.jpg")
     visit.page.locator("#picture-captions button.word").first.click()
     assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
