@@ -30,7 +30,8 @@ from demo import tiny_models
 COLOUR = "purple"
 NEW_NAME = "violet"  # what another datastore calls it
 LEARNED = 80  # pictures that the retrieving captioner is trained on
-JUDGED = 60  # held-out pictures that it captions, of those with COLOUR and of the others
+SHOWN = 3  # captions printed of each kind
+JUDGED = 30  # held-out pictures that it captions, of those with COLOUR and of the others
 PROMPT, RETRIEVED = "Similar images show {retrieved} This image shows ", 3
 CHOICES = {
     "one sample": "--decoding sample",
@@ -170,15 +171,17 @@ def compare_datastores(folder, out, seed, options):
     more = ("--datastore", str(files["without"]), "--prompt", PROMPT, "--retrieved_captions", str(RETRIEVED))
     model = load(train(folder, out / f"retrieval {seed}", files["learn"], f"{options} --seed {seed}", *more))
     heldout, scenes, found = load_features(folder / "heldout.pkl"), world.read_scenes(folder, "heldout"), {}
-    for name, word in {"without": COLOUR, "with": COLOUR, "renamed": NEW_NAME}.items():
+    for name, word, wanted in (("with", COLOUR, True), ("without", COLOUR, True), ("renamed", NEW_NAME, True), ("with", COLOUR, False)):
         model.datastore = Datastore(load_features(files[name]), name, RETRIEVED)
-        for about, wanted in {f"with {COLOUR}": True, "others": False}.items():
-            truth = dict([one for one in scenes.items() if shows_colour(one[1]) is wanted][:JUDGED])
-            predicted = caption(model, take_images(heldout, truth), decoding="greedy")
-            row = f"datastore {name}, pictures {about}"
-            found[f"{row}: say {word}"] = sum(word in predicted[image_id] for image_id in truth) / len(truth)
-            captions = [predicted[image_id].replace(word, COLOUR) for image_id in truth]
-            found[f"{row}: true"] = world.share_true(captions, list(truth.values()))
+        truth = dict([one for one in scenes.items() if shows_colour(one[1]) is wanted][:JUDGED])
+        images = take_images(heldout, truth)
+        predicted, prompts = caption(model, images, decoding="greedy"), model.datastore.retrieve(images.clip_embedding, list(truth))
+        row = f"{name}, pictures {'with' if wanted else 'without'} {COLOUR}"
+        found[f"{row}: {word} in the prompt"] = sum(word in prompt for prompt in prompts) / len(truth)
+        found[f"{row}: {word} in the caption"] = sum(word in text for text in predicted.values()) / len(truth)
+        renamed = [predicted[image_id].replace(word, COLOUR) for image_id in truth]
+        found[f"{row}: true"] = world.share_true(renamed, list(truth.values()))
+        print(*(f"{text} | {scenes[image_id][:3]}" for image_id, text in itertools.islice(predicted.items(), SHOWN)), sep="\n", flush=True)
     return found
 
 
@@ -226,10 +229,11 @@ def main(argv=None):
         for seed in options.seeds:
             runs.append(compare(options.folder, Path(out), seed, train_options))
             print(json.dumps({"seed": seed, **runs[-1]}), flush=True)
-    print(f"\n{'':36} mean  spread (standard deviation over {len(runs)} seeds)")
+    width = max(map(len, runs[0]))
+    print(f"\n{'':{width}} mean  spread (standard deviation over {len(runs)} seeds)")
     for row in runs[0]:
         values = [run[row] for run in runs]
-        print(f"{row:36} {statistics.mean(values):.3f}  {statistics.stdev(values) if len(values) > 1 else 0:.3f}")
+        print(f"{row:{width}} {statistics.mean(values):.3f}  {statistics.stdev(values) if len(values) > 1 else 0:.3f}")
     print(json.dumps({"train_options": train_options, "seeds": options.seeds, "runs": runs}))
     return 0
 
