@@ -1,16 +1,25 @@
-"""Train the demo's captioner on texts alone, and with retrieved captions, and judge its captions of held-out pictures.
+"""Train the demo's captioner on texts alone, with retrieved captions, and briefly, and judge its captions of held-out pictures.
 
     make demo                                        first: the world, its tiny models and its features
     python -m benchmarks.beyond texts                pictures with captions, against captions alone
     python -m benchmarks.beyond retrieval            a colour that no training caption names, and the datastore does
+    python -m benchmarks.beyond choice               one caption of several, chosen in different ways
 
 texts: share_true (the share of true captions on held-out pictures) of a captioner trained on pictures, and of captioners trained on the
 same captions alone, without noise and with it; these also with the difference of means subtracted, and with the memory of all training
-texts. retrieval: the share of held-out pictures with a purple object whose caption says "purple". No training caption has the word; once
-the datastore is that of the training, once it is that of all pictures. Each with several seeds; the result is a table and a line of JSON.
+texts.
+
+retrieval: the share of held-out pictures with a purple object whose caption says "purple". No training caption has the word, nor has the
+datastore of the training; then come datastores that name the colour. Takes SmolLM2-135M (downloads 140 MB, once).
+
+choice: share_true and CIDEr after 250 steps of training.
+
+Each with several seeds; the result is a table and a line of JSON.
 """
 
+import itertools
 import json
+import random
 import statistics
 import sys
 import tempfile
@@ -23,9 +32,20 @@ from demo import scenes as world
 from demo import tiny_models
 
 COLOUR = "purple"
-# Positions beyond those that the tiny GPT-2 has seen are no use: three captions fit.
-TRAIN_OPTIONS = options_of("--epochs 1", demo.TRAIN_OPTIONS)
-PROMPT, RETRIEVED = "{retrieved} ", 3
+NEW_NAME = "violet"  # what another datastore calls it
+LEARNED = 80  # pictures that the retrieving captioner is trained on
+SHOWN = 3  # captions printed of each kind
+JUDGED = 30  # held-out pictures that it captions, of those with COLOUR and of the others
+PROMPT, RETRIEVED = "Similar images show {retrieved} This image shows ", 3
+CHOICES = {
+    "one sample": "--decoding sample",
+    "greedy": "--decoding greedy",
+    "beam search, 5 beams": "--beam_size 5",
+    "10 samples, clip": "--decoding sample --beam_size 10 --rerank clip",
+    **{f"10 samples, clip+score, W {weight}": f"--decoding sample --beam_size 10 --rerank clip+score --rerank_weight {weight}"
+       for weight in ("0.5", "1", "2")},
+    "10 samples, consensus": "--decoding sample --beam_size 10 --rerank consensus",
+}  # fmt: skip
 TOGETHER = 100  # pictures decoded together
 OUTPUTS = ("--save_every", "100", "--prefix", "demo", "--tracker", "none")
 
@@ -37,15 +57,15 @@ def train(folder, out, data, options, *more):
     return next(Path(out).glob("demo-*.pt"))
 
 
-def caption(model, features):
-    """Caption each image of Features by beam search. Returns dict of image_id to caption."""
+def caption(model, features, **settings):
+    """Caption each image of Features, by beam search unless the settings of generate say otherwise. Returns dict of image_id to caption."""
     from features.datastore import ids_by_row
     from models.decoding import generate
 
     ids, captions = ids_by_row(features), []
     for start in range(0, len(ids), TOGETHER):
         rows = slice(start, start + TOGETHER)
-        captions += generate(model, features.clip_embedding[rows].float(), image_ids=ids[rows], entry_length=30)
+        captions += generate(model, features.clip_embedding[rows].float(), image_ids=ids[rows], entry_length=30, **settings)
     return {int(image_id): found[0][0] for image_id, found in zip(ids, captions)}
 
 
@@ -97,38 +117,105 @@ def share_true(model, features, truth):
 
 def first_images(folder, count):
     """Read the first training pictures: Features of `count` images, and dict of image_id to Scene."""
-    from features.store import Features, load_features
+    from features.store import load_features
+
+    truth = dict(itertools.islice(world.read_scenes(folder, "train").items(), count))
+    return take_images(load_features(folder / "train.pkl"), truth), truth
+
+
+def take_images(features, ids, rename=str):
+    """Return Features of the images with these ids only; `rename` maps each caption to the one to keep."""
+    from features.store import Features
+
+    kept = [one for one in features.captions if int(one["image_id"]) in ids]
+    rows = {row: place for place, row in enumerate(dict.fromkeys(one["clip_embedding"] for one in kept))}
+    kept = [{**one, "caption": rename(one["caption"]), "clip_embedding": rows[one["clip_embedding"]]} for one in kept]
+    return Features(features.clip_embedding[list(rows)], kept, features.meta)
+
+
+def shows_colour(scene):
+    """Whether an object of the scene has COLOUR."""
+    return COLOUR in (scene.first.colour, scene.second.colour)
+
+
+def write_sets(folder, out, seed):
+    """Write feature files for retrieval without COLOUR in training: half of the pairs of objects to learn from, the others to retrieve.
+
+    Returns:
+        dict of name to path. learn: LEARNED pictures without COLOUR. without: pictures of the other pairs without COLOUR; with: with COLOUR
+        too; renamed: the same, and the captions say NEW_NAME instead.
+    """
+    from features.store import load_features, save_features
 
     everything, scenes = load_features(folder / "train.pkl"), world.read_scenes(folder, "train")
-    kept = [one for one in everything.captions if one["clip_embedding"] < count]
-    ids = dict.fromkeys(int(one["image_id"]) for one in kept)
-    return Features(everything.clip_embedding[:count], kept, everything.meta), {image_id: scenes[image_id] for image_id in ids}
+    pairs = {image_id: frozenset((scene.first[1:], scene.second[1:])) for image_id, scene in scenes.items()}
+    rng = random.Random(f"halves {seed}")
+    distinct = sorted(set(pairs.values()), key=sorted)
+    half = set(rng.sample(distinct, len(distinct) // 2))
+    plain = [image_id for image_id, scene in scenes.items() if not shows_colour(scene)]
+    learn = [image_id for image_id in plain if pairs[image_id] in half]
+    ids = {"learn": rng.sample(learn, min(LEARNED, len(learn)))}
+    ids |= {"without": [image_id for image_id in plain if pairs[image_id] not in half]}
+    ids |= dict.fromkeys(("with", "renamed"), [image_id for image_id in scenes if pairs[image_id] not in half])
+    out.mkdir(parents=True, exist_ok=True)
+    files = {name: out / f"{name}.pkl" for name in ids}
+    for name, path in files.items():
+        named = NEW_NAME if name == "renamed" else COLOUR
+        kept = take_images(everything, set(ids[name]), lambda text, named=named: text.replace(COLOUR, named))
+        save_features(path, kept.clip_embedding, kept.captions, kept.meta)
+    return files
 
 
 def compare_datastores(folder, out, seed, options):
-    """Train with retrieval and without COLOUR. Returns dict of row to the share of COLOUR's pictures whose caption names it."""
+    """Train with retrieval and without COLOUR. Returns dict of row to the share of prompts and captions with the word, and share_true."""
+    from demo.real import lay_out_parts
     from features.datastore import Datastore
-    from features.store import load_features, save_features
+    from features.store import load_features
 
-    everything, heldout = load_features(folder / "train.pkl"), load_features(folder / "heldout.pkl")
-    truth = world.read_scenes(folder, "heldout")
-    kept = [one for one in everything.captions if COLOUR not in one["caption"]]
-    rows = {row: place for place, row in enumerate(dict.fromkeys(one["clip_embedding"] for one in kept))}
-    kept = [{**one, "clip_embedding": rows[one["clip_embedding"]]} for one in kept]
-    without = out / f"without {COLOUR}.pkl"
-    save_features(without, everything.clip_embedding[list(rows)], kept, everything.meta)
-    of_colour = [image_id for image_id, scene in truth.items() if COLOUR in (scene.first.colour, scene.second.colour)]
-    more = ("--prompt", PROMPT, "--retrieved_captions", str(RETRIEVED))
-    model, found = load(train(folder, out / f"retrieval {seed}", without, f"{options} --seed {seed}", *more)), {}
-    for row, store in {f"datastore without {COLOUR}": load_features(without), f"datastore with {COLOUR}": everything}.items():
-        model.datastore = Datastore(store, row, RETRIEVED)
-        predicted = caption(model, heldout)
-        found[row] = sum(COLOUR in predicted[image_id] for image_id in of_colour) / len(of_colour)
-        found[f"{row}, share_true"] = world.share_true([predicted[image_id] for image_id in truth], list(truth.values()))
+    lay_out_parts(Path("data/weights"))
+    files = write_sets(folder, out / f"sets {seed}", seed)
+    more = ("--datastore", str(files["without"]), "--prompt", PROMPT, "--retrieved_captions", str(RETRIEVED))
+    model = load(train(folder, out / f"retrieval {seed}", files["learn"], f"{options} --seed {seed}", *more))
+    heldout, scenes, found = load_features(folder / "heldout.pkl"), world.read_scenes(folder, "heldout"), {}
+    for name, word, wanted in (("with", COLOUR, True), ("without", COLOUR, True), ("renamed", NEW_NAME, True), ("with", COLOUR, False)):
+        model.datastore = Datastore(load_features(files[name]), name, RETRIEVED)
+        truth = dict([one for one in scenes.items() if shows_colour(one[1]) is wanted][:JUDGED])
+        images = take_images(heldout, truth)
+        predicted, prompts = caption(model, images, decoding="greedy"), model.datastore.retrieve(images.clip_embedding)
+        row = f"{name}, pictures {'with' if wanted else 'without'} {COLOUR}"
+        found[f"{row}: {word} in the prompt"] = sum(word in prompt for prompt in prompts) / len(truth)
+        found[f"{row}: {word} in the caption"] = sum(word in text for text in predicted.values()) / len(truth)
+        renamed = [predicted[image_id].replace(word, COLOUR) for image_id in truth]
+        found[f"{row}: true"] = world.share_true(renamed, list(truth.values()))
+        print(*(f"{text} | {scenes[image_id][:3]}" for image_id, text in itertools.islice(predicted.items(), SHOWN)), sep="\n", flush=True)
     return found
 
 
-COMPARISONS = {"texts": compare_texts, "retrieval": compare_datastores}
+def compare_choices(folder, out, seed, options):
+    """Train briefly and choose among captions in several ways. Returns dict of row to share_true, and to CIDEr with its 95 % interval."""
+    trained = out / f"choice {seed}"
+    checkpoint = train(folder, trained, folder / "train.pkl", f"{options} --seed {seed}")
+    truth, found = world.read_scenes(folder, "heldout"), {}
+    for name, more in CHOICES.items():
+        scores = trained / "scores.json"
+        words = ["evaluate.py", "--data", folder / "heldout.pkl", "--checkpoint", checkpoint, "--train_data", folder / "train.pkl"]
+        words += ["--metrics", "cider", "--entry_length", "30", "--seed", seed, *more.split(), "--out", scores]
+        demo.run_script([str(word) for word in words])
+        rows = json.loads(scores.with_suffix(".predictions.json").read_text(encoding="utf-8"))
+        predicted = {int(row["image_id"]): row["caption"] for row in rows}
+        content = json.loads(scores.read_text(encoding="utf-8"))
+        found[name] = world.share_true([predicted[image_id] for image_id in truth], list(truth.values()))
+        found |= {f"{name}, CIDEr": content["scores"]["CIDEr"]}
+        found |= {f"{name}, CIDEr {end}": value for end, value in zip(("from", "to"), content["intervals"]["CIDEr"])}
+    return found
+
+
+COMPARISONS = {  # function and its options for train.py
+    "texts": (compare_texts, options_of("--epochs 1", demo.TRAIN_OPTIONS)),
+    "retrieval": (compare_datastores, "--gpt2_type smollm2-135m --tune lora --lora_dropout 0 --lr 1e-3 --mapping_type linear "
+                  "--mapper_lr 2e-3 --prefix_length 4 --bs 20 --epochs 1 --warmup_steps 3"),
+    "choice": (compare_choices, options_of("--epochs 1", demo.TRAIN_OPTIONS) + " --max_steps 250"),
+}  # fmt: skip
 
 
 @one_line_errors
@@ -137,20 +224,23 @@ def main(argv=None):
     parser.add_argument("comparison", choices=COMPARISONS)
     parser.add_argument("--folder", type=Path, default=Path("data/demo"), help="folder that make demo wrote (default data/demo)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the training (default 0 1 2)")
-    parser.add_argument("--train_options", default=TRAIN_OPTIONS, help="options for train.py (default %(default)s)")
+    parser.add_argument("--train_options", help="options for train.py (default: those of the comparison)")
     options = parser.parse_args(argv)
+    compare, train_options = COMPARISONS[options.comparison]
+    train_options = options.train_options or train_options
     if not (options.folder / "heldout.pkl").is_file():
         raise UserError(f"{options.folder} holds no demo; expected train.pkl, heldout.pkl and weights in it. Run make demo first.")
     runs = []
     with tempfile.TemporaryDirectory(prefix="beyond.") as out:
         for seed in options.seeds:
-            runs.append(COMPARISONS[options.comparison](options.folder, Path(out), seed, options.train_options))
+            runs.append(compare(options.folder, Path(out), seed, train_options))
             print(json.dumps({"seed": seed, **runs[-1]}), flush=True)
-    print(f"\n{'':36} mean  spread (standard deviation over {len(runs)} seeds)")
+    width = max(map(len, runs[0]))
+    print(f"\n{'':{width}} mean  spread (standard deviation over {len(runs)} seeds)")
     for row in runs[0]:
         values = [run[row] for run in runs]
-        print(f"{row:36} {statistics.mean(values):.3f}  {statistics.stdev(values) if len(values) > 1 else 0:.3f}")
-    print(json.dumps({"train_options": options.train_options, "seeds": options.seeds, "runs": runs}))
+        print(f"{row:{width}} {statistics.mean(values):.3f}  {statistics.stdev(values) if len(values) > 1 else 0:.3f}")
+    print(json.dumps({"train_options": train_options, "seeds": options.seeds, "runs": runs}))
     return 0
 
 
