@@ -61,7 +61,7 @@ class NoEncoder:
 
 def make_records(rows):
     """Yield records of `rows` pictures, ten thousand to a shard."""
-    from features.records import Record
+    from features.record_table import Record
 
     for row in range(rows):
         if row % 10_000 == 0:
@@ -78,8 +78,9 @@ import sys
 from pathlib import Path
 from benchmarks.extract_rows import NoEncoder, make_records
 from features.extract import extract
+from features.record_table import RecordTable
 
-records = list(make_records(int(sys.argv[1])))
+records = RecordTable(make_records(int(sys.argv[1])))
 extract(records, NoEncoder(), Path(sys.argv[2]), source="made", num_workers=0, batch_size=256, save_seconds=1)
 """
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
