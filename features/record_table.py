@@ -40,7 +40,7 @@ class RecordTable(collections.abc.Sequence):
     def __init__(self, records=()):
         """Take an iterable of Record."""
         self._ids, self._images = _Column(), _Column()
-        self._texts, self._details = _Texts(), {}  # captions that are more than a text are kept as they are
+        self._texts, self._details = Texts(), {}  # captions that are more than a text are kept as they are
         self._caption_ends = array("q")
         self.is_clean = True  # whether every caption has text, and none half of a surrogate pair
         for record in records:
@@ -104,8 +104,8 @@ class RecordTable(collections.abc.Sequence):
         return np.diff(np.frombuffer(self._caption_ends, np.int64), prepend=0) if len(self) else np.zeros(0, np.int64)
 
 
-class _Texts:
-    """A list of str in one buffer."""
+class Texts:
+    """A list of str in one buffer, to which texts can be appended."""
 
     def __init__(self):
         self._bytes, self._ends = bytearray(), array("q")
@@ -114,6 +114,7 @@ class _Texts:
         return len(self._ends)
 
     def append(self, text):
+        """Add a text; half of a surrogate pair is kept."""
         self._bytes += text.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._bytes))
 
@@ -127,7 +128,7 @@ class _Column(collections.abc.Sequence):
 
     def __init__(self):
         self._kinds, self._places = array("b"), array("q")
-        self._texts, self._others = _Texts(), []
+        self._texts, self._others = Texts(), []
         self._classes, self._tuples = {}, []  # (class, types of its fields) -> kind; for each such kind (class, columns)
         self._words, self._known = [], {}  # texts in tuples, which many share
 
