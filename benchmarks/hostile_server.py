@@ -50,8 +50,25 @@ class Server:
         Returns:
             List of exit codes (negative for a signal), "hang ..." or "out of memory".
         """
-        request = {name: getattr(case, name) for name in ("script", "argv", "encoding", "environment", "megabytes")}
-        request |= {"folder": os.getcwd(), "numbers": list(numbers), "interrupt": interrupt, "signal": int(with_signal)}
+        more = {name: getattr(case, name) for name in ("encoding", "environment", "megabytes")}
+        runs = [{"number": number, "argv": case.argv} for number in numbers]
+        return self.run_all(case.script, runs, interrupt=interrupt, signal=int(with_signal), **more)
+
+    def run_all(self, script, runs, *, encoding="utf-8", environment=None, megabytes=1000, interrupt=0.0, signal=0):
+        """Run a script several times at once in the working folder.
+
+        Args:
+            runs: list of dicts with number and argv, and perhaps delay in seconds.
+            encoding: of the terminal.
+            environment: dict of variables to change.
+            megabytes: what a run may take besides the libraries.
+            interrupt: seconds until `signal` is sent; 0 for none.
+
+        Returns:
+            List of exit codes (negative for a signal), "hang ..." or "out of memory".
+        """
+        request = {"script": script, "runs": runs, "encoding": encoding, "environment": environment or {}, "megabytes": megabytes}
+        request |= {"folder": os.getcwd(), "interrupt": interrupt, "signal": signal}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
@@ -85,11 +102,11 @@ def run_request(request):
     """Start what is asked for, and wait. Returns list of ends."""
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads: a fork would leave all but one of them behind"
-    children = [start(request, number) for number in request["numbers"]]
+    children = [start(request, run) for run in request["runs"]]
     return [wait(child, request) for child in children]
 
 
-def start(request, number):
+def start(request, run):
     """Fork a process that runs the script. Returns its process id; what it prints goes to files."""
     child = os.fork()
     if child:
@@ -103,15 +120,16 @@ def start(request, number):
             resource.setrlimit(limit, (most, most))
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for stream, descriptor in (("stdout", 1), ("stderr", 2)):
-            os.dup2(os.open(f"../{stream}{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
+            os.dup2(os.open(f"../{stream}{run['number']}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
             errors = "strict" if stream == "stdout" else "backslashreplace"
             setattr(sys, stream, open(descriptor, "w", encoding=request["encoding"], errors=errors))
         show_stacks_of_crashes()
         os.environ.update(request["environment"])
         tempfile.tempdir = None
-        sys.argv = [request["script"].split()[0], *request["argv"]]
+        sys.argv = [request["script"].split()[0], *run["argv"]]
+        time.sleep(run.get("delay", 0))
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        code = run_main(request["script"], request["argv"])
+        code = run_main(request["script"], run["argv"])
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
