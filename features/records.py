@@ -15,6 +15,7 @@ from features.record_table import Record, RecordTable
 
 __all__ = ["Record", "RecordTable", "check_images", "merge_records"]
 LEAST_ALLOWED = 10  # images that may be skipped, at least, when the limit is a share
+BLOCK = 20_000  # numbers that are Python objects at one time
 SKIPPED_COLUMNS = ("image_id", "path", "reason")
 
 
@@ -184,8 +185,8 @@ class RecordCaptions(collections.abc.Sequence):
 
     def image_ids(self):
         """Iterate over the image_id of every caption."""
-        counts = self._records.caption_counts()[self._numbers]
-        for record, count in zip(self._numbers.tolist(), counts.tolist()):
-            image_id = self._records.image_ids[record]
-            for place in range(count):
-                yield self._records.caption_of(record, place).get("image_id", image_id)
+        for start in range(0, len(self._numbers), BLOCK):
+            for record in self._numbers[start : start + BLOCK].tolist():
+                image_id = self._records.image_ids[record]
+                for caption in self._records.captions_of(record):
+                    yield caption.get("image_id", image_id)

@@ -102,5 +102,6 @@ def test_a_record_takes_200_bytes_and_an_image_that_is_not_scored_300(tmp_path):
     load_pictures(tmp_path / "folder")  # what is imported is not counted
     pictures, of_image = traced(lambda: load_pictures(tmp_path / "folder"))
     assert of_image < 300, of_image  # 1,200 as dicts
+    assert all(f"{row:09d}" in pictures.rows for row in range(ROWS))
     assert pictures.references.captions["000000077"] == ["picture 77"] and pictures.rows["000000077"] == 77
     assert pictures.ids["000000077"] == "000000077" and "000000077" not in pictures.references.file_names
