@@ -113,7 +113,8 @@ def caption_data(references, pictures, train, options):
     from features.content import check_compatible, checkpoint_kind
     from models.encoders import pick_device
 
-    pair_up(pictures.ids, references, options.data)  # before minutes of decoding
+    if references is not pictures.references:
+        pair_up(pictures.ids, references, options.data)  # before minutes of decoding
     model = load_captioner(options.checkpoint, options.gpt2_type, pick_device(options.device), options.mixed_precision)
     check_compatible(pictures.features.kind, checkpoint_kind(model.config, model.origin.encoder), options.data, options.checkpoint)
     attach_stores([model], [options.checkpoint], options.datastore, options.memory)

@@ -34,6 +34,7 @@ from features.extract import Record, add_options, check_images, extract, extract
 from features.options import whole_number
 from features.own_data import suggest_next
 from features.processes import current, together
+from features.record_table import RecordTable
 from features.shards import REMOTE, FetchError, expand_shards, fetch_shard, index_shard, read_failures, remove_copies
 from features.tables import read_text
 from models.encoders import ENCODER_HELP, load_encoder
@@ -86,7 +87,7 @@ def read_shards(shards, folder):
     """Read shards; copies of piped ones go to `folder`. Returns records, and [(image_id, path, reason)] of what is dead or broken."""
     from tqdm import tqdm
 
-    records, missing, seen = [], [], {}
+    records, missing, seen = RecordTable(), [], {}
     for shard in tqdm(shards, unit=" shards", disable=None, dynamic_ncols=True):
         path, reason = current().first_does(_fetch, shard, folder)
         if reason:
@@ -120,7 +121,7 @@ def read_tsv(path, images):
     if not images.is_dir():
         raise UserError(f"no folder of pictures {images}. Say where the pictures of {path} are with --images.")
     numbered = number_files(images)
-    records, missing = [], []
+    records, missing = RecordTable(), []
     row = -1
     for line in text.split("\n"):
         fields = line.rstrip("\r").split("\t")

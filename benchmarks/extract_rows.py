@@ -61,7 +61,7 @@ class NoEncoder:
 
 def make_records(rows):
     """Yield records of `rows` pictures, ten thousand to a shard."""
-    from features.records import Record
+    from features.record_table import Record
 
     for row in range(rows):
         if row % 10_000 == 0:
@@ -70,28 +70,34 @@ def make_records(rows):
         yield Record(f"{row:09d}", picture, [{"caption": f"a caption of picture {row:09d}, as long as those of COCO are."}])
 
 
-def watch_extraction(rows, out):
-    """Extract `rows` pictures into the directory `out` in a process of its own. Returns its peak of RssAnon in bytes, and seconds."""
+def watch(words):
+    """Run a command. Returns its peak of RssAnon in bytes, and seconds. Raises UserError when it fails."""
     began, peak = time.monotonic(), 0
-    code = """
-import sys
-from pathlib import Path
-from benchmarks.extract_rows import NoEncoder, make_records
-from features.extract import extract
-
-records = list(make_records(int(sys.argv[1])))
-extract(records, NoEncoder(), Path(sys.argv[2]), source="made", num_workers=0, batch_size=256, save_seconds=1)
-"""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
-        process = subprocess.Popen([sys.executable, "-c", code, str(rows), str(out)], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
         while process.poll() is None:
             peak = max(peak, anonymous_memory(process.pid))
             time.sleep(0.02)
         said.seek(0)
         output = said.read().strip().splitlines() or ["nothing said"]
     if process.returncode:
-        raise UserError(f"extract() ended with exit code {process.returncode}: {output[-1]}")
+        raise UserError(f"{words[0]} ended with exit code {process.returncode}: {output[-1]}")
     return peak, time.monotonic() - began
+
+
+def watch_extraction(rows, out):
+    """Extract `rows` pictures into the directory `out` in a process of its own. Returns its peak of RssAnon in bytes, and seconds."""
+    code = """
+import sys
+from pathlib import Path
+from benchmarks.extract_rows import NoEncoder, make_records
+from features.extract import extract
+from features.record_table import RecordTable
+
+records = RecordTable(make_records(int(sys.argv[1])))
+extract(records, NoEncoder(), Path(sys.argv[2]), source="made", num_workers=0, batch_size=256, save_seconds=1)
+"""
+    return watch(["-c", code, rows, out])
 
 
 @one_line_errors

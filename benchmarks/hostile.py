@@ -21,27 +21,27 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from benchmarks import hostile_world
 from benchmarks.hostile_kinds import KINDS, draw_case
 from benchmarks.hostile_runs import GOOD, run_case
+from benchmarks.hostile_server import QUIET, Server
 from benchmarks.hostile_world import ROOT, SCRIPTS, build_world, has_script, option_names
 
-QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-         "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "Agg"}  # fmt: skip
 LIST_OPTIONS = "import json; from benchmarks.hostile_world import *; print(json.dumps({name: option_names(name) for name in SCRIPTS}))"
 
 
 def run_share(numbers, options, world, path):
     """Run some inputs, one after another, and write a line of JSON for each to a file."""
     warnings.simplefilter("ignore")
-    with open(path, "w") as out:
+    server = Server(options.code)
+    with open(path, "w") as out, closing(server):
         for number in numbers:
             case, draw = draw_case(number, options.seed, options.only, options.quick)
             began = time.monotonic()
-            end, said = run_case(case, world, draw) if has_script(case.script) else ("absent", "")
+            end, said = run_case(case, world, draw, server) if has_script(case.script) else ("absent", "")
             row = {"case": number, "kind": case.kind, "script": case.script.split()[0], "end": end, "argv": case.argv}
             row |= {"seconds": round(time.monotonic() - began, 2)}
             row |= {"said": said[-4000:] if end not in GOOD or options.case is not None else ""}
@@ -83,23 +83,18 @@ def table(rows):
 
 
 def run(options):
-    """Build the world, import everything once, and run the inputs. Returns the results."""
+    """Build the world and run the inputs. Returns the results."""
     os.environ |= QUIET
     if options.code:
         # The options of this copy's scripts, so that both copies get the same inputs.
         listed = subprocess.run([sys.executable, "-c", LIST_OPTIONS], cwd=ROOT, capture_output=True, check=True)
         hostile_world._option_names.update(json.loads(listed.stdout))
         sys.path[:] = [os.path.abspath(options.code), *(path for path in sys.path if path not in ("", os.getcwd(), str(ROOT)))]
-    import torch
-    import transformers  # noqa: F401
-
-    torch.set_num_threads(1)
-    torch.set_num_interop_threads(1)
     for name in filter(has_script, SCRIPTS):
         option_names(name)
     with tempfile.TemporaryDirectory(prefix="hostile_world_") as folder:
         world = Path(folder, "world")
-        child = os.fork()  # what it starts, threads above all, must not be in the processes that are forked later
+        child = os.fork()  # the libraries that it imports would only slow the jobs down
         if not child:
             try:
                 with open(os.devnull, "w") as quiet, redirect_stdout(quiet), redirect_stderr(quiet):

@@ -1,95 +1,18 @@
-"""Run one hostile input in a process of its own, and say how it ended; see benchmarks.hostile."""
+"""Run one hostile input, and say how it ended; see benchmarks.hostile."""
 
-import faulthandler
 import os
 import re
-import resource
 import shutil
 import signal
 import stat
 import sys
 import tempfile
-import time
 import traceback
 from pathlib import Path
 
-from benchmarks.hostile_world import ROOT, load_script, place_of_output
+from benchmarks.hostile_world import ROOT, place_of_output
 
-SECONDS = 30
-SPACE = 8 * 2**30  # what a process may map besides what it has at its start; torch aborts where it cannot start a thread
 GOOD = ("ok", "refused")
-
-
-def start(case, number):
-    """Fork a process that runs the script. Returns its process id; what it prints goes to files."""
-    child = os.fork()
-    if child:
-        return child
-    code = 71
-    try:
-        os.setsid()
-        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
-        for limit, most in ((resource.RLIMIT_FSIZE, 2**28), (resource.RLIMIT_AS, mapped + SPACE), (resource.RLIMIT_CORE, 0)):
-            resource.setrlimit(limit, (most, most))
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for stream, descriptor in (("stdout", 1), ("stderr", 2)):
-            os.dup2(os.open(f"../{stream}{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
-            errors = "strict" if stream == "stdout" else "backslashreplace"
-            setattr(sys, stream, open(descriptor, "w", encoding=case.encoding, errors=errors))
-        faulthandler.enable(2)
-        os.environ.update(case.environment)
-        tempfile.tempdir = None
-        sys.argv = [case.script.split()[0], *case.argv]
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        code = run_main(case)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
-
-
-def run_main(case):
-    """Run the script's main. Returns its exit code, as Python would end with it."""
-    try:
-        return load_script(case.script).main(case.argv) or 0
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except BaseException:
-        traceback.print_exc()
-        return 70
-
-
-def wait(child, case, interrupt=0.0, with_signal=signal.SIGTERM):
-    """Wait for a process. Returns its exit code (negative for a signal), "hang" or "out of memory"."""
-    began, sent, most = time.monotonic(), False, resident(os.getpid()) + case.megabytes * 2**20
-    try:
-        while True:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status)
-            passed = time.monotonic() - began
-            fault = f"hang: {SECONDS} s" if passed > SECONDS else "out of memory" if resident(child) > most else None
-            if fault:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                return fault
-            if interrupt and passed > interrupt and not sent:
-                os.kill(child, with_signal)
-                sent = True
-            time.sleep(0.003)
-    finally:
-        try:
-            os.killpg(child, signal.SIGKILL)  # workers that it left
-        except ProcessLookupError:
-            pass
-
-
-def resident(process):
-    """Read how many bytes of a process are in memory."""
-    try:
-        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096
-    except (OSError, IndexError):
-        return 0
 
 
 def judge(code, said, case):
@@ -148,8 +71,18 @@ def find_damage(before, after, case, end):
     return f"wrote {outputs[0]}, though it ended refused" if outputs else None
 
 
-def run_case(case, world, draw):
-    """Run one input in a folder of its own. Returns how it ended, and what it printed on stderr."""
+def run_case(case, world, draw, server):
+    """Run one input in a folder of its own.
+
+    Args:
+        case: benchmarks.hostile_kinds.Case.
+        world: folder of the valid inputs.
+        draw: random.Random, for the signal of an interrupted run.
+        server: benchmarks.hostile_server.Server.
+
+    Returns:
+        How it ended, and what it printed on stderr.
+    """
     with tempfile.TemporaryDirectory(prefix="hostile_") as folder:
         work = Path(folder, "a", "b")
         shutil.copytree(world, work, symlinks=True, ignore=shutil.ignore_patterns("gpt2", "weights"))
@@ -164,11 +97,10 @@ def run_case(case, world, draw):
             before = look_around(folder, work)
             if case.interrupt:
                 sent = draw.choice([signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-                code = wait(start(case, 9), case, case.interrupt, sent)
+                code = server.run(case, [9], case.interrupt, sent)[0]
                 texts.append(Path("../stderr9").read_text("utf-8", "replace"))
                 ends.append("ok" if code in (-sent, 128 + sent) else judge(code, texts[0], case))
-            children = [start(case, number) for number in range(case.twins)]
-            codes = [wait(child, case) for child in children]
+            codes = server.run(case, range(case.twins))
             texts += [Path(f"../stderr{number}").read_text("utf-8", "replace") for number in range(case.twins)]
             ends += [judge(code, text, case) for code, text in zip(codes, texts[-case.twins :])]
             end = next((end for end in ends if end not in GOOD), "ok" if "ok" in ends else "refused")

@@ -109,6 +109,8 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default 0)")
     parser.add_argument("--world", type=Path, default=Path("data/demo"), help="folder that make demo filled (default data/demo)")
     parser.add_argument("--processes", type=int, default=1, help="number of processes of each script (default 1)")
+    parser.add_argument("--scripts", nargs="+", choices=("parse_coco.py", "train.py"), default=["parse_coco.py", "train.py"],
+                        help="scripts to kill (default: both)")  # fmt: skip
     options = parser.parse_args(argv)
     if options.processes < 1:
         parser.error(f"--processes is {options.processes}; expected at least 1")
@@ -133,6 +135,8 @@ def main(argv=None):
 
         checkpoints = [f"-{epoch:03d}.pt" for epoch in range(3)]
         for what, command, names in (("parse_coco.py", parse, [".pkl"]), ("train.py", train, checkpoints)):
+            if what not in options.scripts:
+                continue
             seconds = run_whole(command("whole"), 1 if command is parse else options.processes)
             print(f"{what}: undisturbed {seconds:.1f} s; {options.kills} kills", flush=True)
             run_killed(

@@ -4,6 +4,7 @@ Predictions: COCO's result format (.json), or what predict.py writes (.json, .js
 that the parse scripts read.
 """
 
+import collections.abc
 import dataclasses
 import functools
 import json
@@ -26,9 +27,9 @@ MISSING = "Give --references: annotations as .json or .csv, or a feature file."
 
 @dataclasses.dataclass
 class References:
-    """What is true of each image: dicts from key (features.image_ids.id_key) to value."""
+    """What is true of each image: mappings from key (features.image_ids.id_key) to value."""
 
-    captions: dict  # -> list of str
+    captions: collections.abc.Mapping  # -> list of str
     split: str | None = None  # of all images
     splits: dict = dataclasses.field(default_factory=dict)  # -> split, where the images have several
     domains: dict = dataclasses.field(default_factory=dict)  # -> one of the values of DOMAINS; nocaps only
@@ -190,6 +191,8 @@ def match_references(keys, references):
         dict of each key that has references to the references' key.
     """
     found = match_ids(keys, references.captions)
+    if len(found) == len(keys):
+        return found
     taken, by_name = set(found.values()), {}
     for key, name in references.file_names.items():
         if key in references.captions and key not in taken:

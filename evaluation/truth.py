@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from common import UserError
+from evaluation.by_image import ByImage, ImageIndex, OfEveryImage
 from evaluation.references import Prediction, References, list_some, match_references, name_domain, read_references
 from features.embeddings import select_rows
 from features.image_ids import id_key, plain_id
@@ -17,11 +18,11 @@ TEXT_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")
 
 @dataclasses.dataclass
 class Pictures:
-    """The images of a feature file."""
+    """The images of a feature file; of millions, nothing but an index is in memory."""
 
     references: References
-    ids: dict  # key -> the image_id as it is in the file
-    rows: dict  # key -> row of features.clip_embedding
+    ids: ByImage  # key -> the image_id as it is in the file
+    rows: ByImage  # key -> row of features.clip_embedding
     features: object  # features.store.Features
 
 
@@ -30,16 +31,21 @@ def load_pictures(path):
     from features.store import load_features
 
     features = load_features(path)
-    references, ids, rows = References({}, features.meta.get("split")), {}, {}
-    for caption in features.captions:
-        key = id_key(caption["image_id"])
-        references.captions.setdefault(key, []).append(caption["caption"])
-        ids.setdefault(key, plain_id(caption["image_id"]))
-        rows.setdefault(key, caption["clip_embedding"])
-        if isinstance(caption.get("file_name"), str):
-            references.file_names[key] = caption["file_name"]
-        if name_domain(caption.get("domain")):
-            references.domains[key] = name_domain(caption["domain"])
+    captions, texts, caption_rows = features.captions, features.texts, features.caption_rows
+    index = ImageIndex(features.image_ids())
+
+    def last_of(name, understand):
+        """Read what the last caption of an image that has it says under a name."""
+        return lambda numbers: next(filter(None, (understand(captions[number].get(name)) for number in reversed(numbers))), None)
+
+    references = References(
+        OfEveryImage(index, lambda numbers: [texts[number] for number in numbers]),
+        features.meta.get("split"),
+        file_names=ByImage(index, last_of("file_name", lambda name: name if isinstance(name, str) else None)),
+        domains=ByImage(index, last_of("domain", name_domain)),
+    )
+    ids = OfEveryImage(index, lambda numbers: plain_id(captions[numbers[0]]["image_id"]))
+    rows = OfEveryImage(index, lambda numbers: int(caption_rows[numbers[0]]))
     return Pictures(references, ids, rows, features)
 
 
@@ -137,6 +143,8 @@ def find_rows(pictures, references, keys):
     Raises:
         UserError: an image has no embedding.
     """
+    if references is pictures.references:
+        return [pictures.rows[key] for key in keys]
     found = match_references(pictures.rows, references)
     rows = {theirs: pictures.rows[ours] for ours, theirs in found.items()}
     absent = [key for key in keys if key not in rows]

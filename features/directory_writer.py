@@ -82,13 +82,15 @@ def _write_parts(folder, clip_embedding, captions):
 
     rows = rows_of(captions)
     order = np.argsort(rows, kind="stable")
-    whole_ids = all(type(caption["image_id"]) is int and abs(caption["image_id"]) < 2**63 for caption in captions)
+    sorted_rows = rows[order]
+    ids = captions.image_ids() if hasattr(captions, "image_ids") else (caption["image_id"] for caption in captions)
+    whole_ids = all(type(image_id) is int and abs(image_id) < 2**63 for image_id in ids)
     starts = range(0, len(clip_embedding), PART_ROWS)
     digits = len(str(max(0, len(starts) - 1)))  # so that names sort as numbers do
     for number, start in enumerate(starts):
         stop = min(start + PART_ROWS, len(clip_embedding))
         _save_array(folder / "img_emb" / f"img_emb_{number:0{digits}}.npy", clip_embedding, start, stop)
-        first, end = np.searchsorted(rows[order], [start, stop])
+        first, end = np.searchsorted(sorted_rows, [start, stop])
         of_rows = [[] for _ in range(stop - start)]
         for one in order[first:end]:
             of_rows[rows[one] - start].append(captions[int(one)])

@@ -204,7 +204,7 @@ def _encode_into(pieces, records, preprocess, encoder, batch_size, num_workers, 
     """Encode `batches` (place among all batches -> record numbers) one by one; stop early when more than `allowed` cannot be read."""
     from tqdm import tqdm
 
-    pictures = Pictures([record.image for record in records], preprocess)
+    pictures = Pictures(records.images, preprocess)
     loader = make_loader(pictures, list(batches.values()), encoder, batch_size, num_workers, current().local_count)
     total = pieces.images + sum(map(len, batches.values()))
     with tqdm(total=total, initial=pieces.images, unit=f" {THINGS[encoder.modality]}", disable=None, dynamic_ncols=True) as bar:

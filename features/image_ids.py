@@ -4,6 +4,7 @@ An image of COCO is known by its number. Any other is known by its path inside t
 name where a file was given. So `cat.jpg` and `cat.png`, or `a/1.jpg` and `b/1.jpg`, stay apart.
 """
 
+import collections.abc
 import os
 import re
 import unicodedata
@@ -102,11 +103,14 @@ def match_ids(keys, known):
     Returns:
         dict from each key that has a match to the other file's key.
     """
-    known = set(known)
+    known = known if isinstance(known, (collections.abc.Set, collections.abc.Mapping)) else set(known)
     matched = {key: key for key in keys if key in known}
+    if len(matched) in (len(keys), len(known)):  # of one side nothing is left
+        return matched
     for shorten in (without_suffix, lambda key: without_suffix(key).rpartition("/")[2]):
         ours = _by_short_name((key for key in keys if key not in matched), shorten)
-        theirs = _by_short_name(known - set(matched.values()), shorten)
+        taken = set(matched.values())
+        theirs = _by_short_name((key for key in known if key not in taken), shorten)
         for short, several in ours.items():
             others = theirs.get(short, [])
             if len(several) == len(others) == 1:

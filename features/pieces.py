@@ -31,6 +31,9 @@ def fingerprint(records, encoder, batch_size, fast_decode=False, contents=True):
     A picture file counts by its path, size and time of change; a picture in memory by its bytes; one read later by its key. Without
     `contents` the pictures count by their ids alone.
 
+    Args:
+        records: features.record_table RecordTable.
+
     Returns:
         str, hexadecimal.
     """
@@ -39,16 +42,16 @@ def fingerprint(records, encoder, batch_size, fast_decode=False, contents=True):
     made_by = [encoder.name, encoder.width, encoder.digest(), encoder.preprocessing, encoder.mixed_precision, encoder.pooling]
     what = [*made_by, encoder.device.type, torch.__version__, batch_size, *(["fast_decode"] if fast_decode else [])]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode())
-    for record in records:
-        digest.update(f"\0{record.image_id}\0".encode("utf-8", "surrogatepass"))
+    for image_id, image in zip(records.image_ids, records.images):
+        digest.update(f"\0{image_id}\0".encode("utf-8", "surrogatepass"))
         if not contents:
             continue
-        if is_path(record.image):
-            digest.update(file_stamp(record.image).encode("utf-8", "surrogatepass"))
-        elif isinstance(record.image, (bytes, bytearray)):
-            digest.update(hashlib.sha256(record.image).digest())
+        if is_path(image):
+            digest.update(file_stamp(image).encode("utf-8", "surrogatepass"))
+        elif isinstance(image, (bytes, bytearray)):
+            digest.update(hashlib.sha256(image).digest())
         else:
-            digest.update(record.image.key.encode("utf-8", "surrogatepass"))
+            digest.update(image.key.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

@@ -11,30 +11,18 @@ import numpy as np
 from common import UserError, replace_file
 from features.image_ids import HALF_PAIR, printable_name
 from features.options import number_or_share
+from features.record_table import Record, RecordTable
 
+__all__ = ["Record", "RecordTable", "check_images", "merge_records"]
 LEAST_ALLOWED = 10  # images that may be skipped, at least, when the limit is a share
+BLOCK = 20_000  # numbers that are Python objects at one time
 SKIPPED_COLUMNS = ("image_id", "path", "reason")
-
-
-class Record(NamedTuple):
-    """An image or sound and its captions.
-
-    Attributes:
-        image_id: int or str.
-        image: path; bytes of a file; or an object whose read() gives one of these when it is needed, and whose `key` (str) stands for its
-            content.
-        captions: list of dicts with caption; other keys are kept.
-    """
-
-    image_id: object
-    image: object
-    captions: list
 
 
 class Merged(NamedTuple):
     """What merge_records returns: one Record per image, and counts."""
 
-    records: list
+    records: RecordTable
     blank: int  # captions left out because they are empty or blank
     captionless: int  # images left out because no caption was left
     replaced: int  # captions in which half of a surrogate pair became U+FFFD
@@ -52,32 +40,53 @@ def merge_records(records):
     Raises:
         UserError: one image_id names two pictures.
     """
-    images = {}
-    for record in records:
-        key = str(record.image_id)
-        first = images.setdefault(key, record)
-        if first.image != record.image:
-            raise UserError(f"image_id {key} stands for two pictures, {shown(first)} and {shown(record)}. Give each picture its own id.")
-        if first is not record:
-            images[key] = first._replace(captions=[*first.captions, *record.captions])
-    merged, blank, replaced = [], 0, 0
-    for record in images.values():  # of millions, few need a change: the others stay the objects they are
-        kept = [caption for caption in record.captions if caption["caption"].strip()]
-        broken = sum(HALF_PAIR.search(caption["caption"]) is not None for caption in kept)
-        blank += len(record.captions) - len(kept)
-        replaced += broken
-        if broken:
-            kept = [{**caption, "caption": HALF_PAIR.sub("\ufffd", caption["caption"])} for caption in kept]
-        if kept:
-            merged.append(record if len(kept) == len(record.captions) and not broken else record._replace(captions=kept))
-    return Merged(merged, blank, len(images) - len(merged), replaced)
+    blank = replaced = 0
+    if isinstance(records, RecordTable) and records.is_clean:
+        table = records  # millions of records are not copied
+    else:
+        table = RecordTable()
+        for record in records:
+            kept = [caption for caption in record.captions if caption["caption"].strip()]
+            broken = [HALF_PAIR.search(caption["caption"]) is not None for caption in kept]
+            blank += len(record.captions) - len(kept)
+            replaced += sum(broken)
+            if any(broken):
+                kept = [{**caption, "caption": HALF_PAIR.sub("\ufffd", caption["caption"])} for caption in kept]
+            table.append(record._replace(captions=kept))
+    same = _numbers_of_images(table)
+    images, repeated = len(table) - sum(len(numbers) - 1 for numbers in same.values()), set()
+    for first, numbers in same.items():
+        other = next((number for number in numbers if table.images[number] != table.images[first]), None)
+        if other is not None:
+            found = f"{shown(table[first])} and {shown(table[other])}"
+            raise UserError(f"image_id {table.image_ids[first]} stands for two pictures, {found}. Give each picture its own id.")
+        repeated.update(numbers[1:])
+    if repeated or not table.caption_counts().all():
+        several, merged = table, RecordTable()
+        for number in range(len(several)):
+            captions = [caption for one in same.get(number, [number]) for caption in several.captions_of(one)]
+            if captions and number not in repeated:
+                merged.append(several[number]._replace(captions=captions))
+        table = merged
+    return Merged(table, blank, images - len(table), replaced)
+
+
+def _numbers_of_images(table):
+    """Find the images that have several records: dict of the number of an image's first record to those of all."""
+    # Hashes first: of millions of ids, only those that seem to occur twice are compared.
+    hashes = np.fromiter((hash(str(image_id)) for image_id in table.image_ids), np.int64, len(table))
+    _, which, times = np.unique(hashes, return_inverse=True, return_counts=True)
+    groups = {}
+    for number in np.flatnonzero(times[which] > 1).tolist():
+        groups.setdefault(str(table.image_ids[number]), []).append(number)
+    return {numbers[0]: numbers for numbers in groups.values() if len(numbers) > 1}
 
 
 def check_images(records, max_skipped="1%", things="images"):
     """Check, before minutes of loading weights, that the pictures exist.
 
     Args:
-        records: list of Record.
+        records: list of Record, or RecordTable.
         max_skipped: how many may be missing: a number, or a share such as "1%", which always allows 10.
         things: "images" or "sounds", for errors.
 
@@ -86,11 +95,15 @@ def check_images(records, max_skipped="1%", things="images"):
     """
     if not records:
         raise UserError(f"no {things[:-1]} with a caption in this data set: nothing to encode. Check the annotations.")
-    missing = [record for record in records if is_path(record.image) and not os.path.isfile(record.image)]
+    if isinstance(records, RecordTable):
+        paths = records.paths()
+    else:
+        paths = ((number, record.image) for number, record in enumerate(records) if is_path(record.image))
+    missing = [number for number, path in paths if not os.path.isfile(path)]
     if len(missing) > min(allowed_skips(max_skipped, len(records)), len(records) - 1):
         raise UserError(
             f"{things} are not where they should be: found {len(records) - len(missing)} of {len(records)}; "
-            f"{shown(missing[0])}, for example, is missing. Put them there, or say where they are."
+            f"{shown(records[missing[0]])}, for example, is missing. Put them there, or say where they are."
         )
 
 
@@ -125,7 +138,7 @@ def write_skipped(out, records, skipped, missing):
 
     Args:
         out: path of the feature file.
-        records: list of Record.
+        records: RecordTable.
         skipped: list of (number of a record, reason).
         missing: iterable of (image_id, path, reason).
     """
@@ -150,9 +163,9 @@ class RecordCaptions(collections.abc.Sequence):
     """
 
     def __init__(self, records, numbers):
-        """Take a list of Record, and int [N] numbers of those behind the rows."""
+        """Take a RecordTable, and int [N] numbers of the records behind the rows."""
         self._records, self._numbers = records, numbers
-        counts = np.fromiter((len(records[number].captions) for number in numbers), np.int64, len(numbers))
+        counts = records.caption_counts()[numbers]
         self.rows = np.repeat(np.arange(len(numbers)), counts)
         self._first = np.cumsum(counts) - counts
 
@@ -162,9 +175,18 @@ class RecordCaptions(collections.abc.Sequence):
     def __getitem__(self, number):
         number = range(len(self))[number]  # raises IndexError, as a list does
         row = int(self.rows[number])
-        record = self._records[self._numbers[row]]
-        named = {"file_name": printable_name(os.path.basename(record.image))} if is_path(record.image) else {}
-        caption = record.captions[number - int(self._first[row])]
-        made = {"image_id": record.image_id, **named, **caption, "clip_embedding": row}
+        record = int(self._numbers[row])
+        path = self._records.path_of(record)
+        named = {} if path is None else {"file_name": printable_name(os.path.basename(path))}
+        caption = self._records.caption_of(record, number - int(self._first[row]))
+        made = {"image_id": self._records.image_ids[record], **named, **caption, "clip_embedding": row}
         made.setdefault("id", number)
         return made
+
+    def image_ids(self):
+        """Iterate over the image_id of every caption."""
+        for start in range(0, len(self._numbers), BLOCK):
+            for record in self._numbers[start : start + BLOCK].tolist():
+                image_id = self._records.image_ids[record]
+                for caption in self._records.captions_of(record):
+                    yield caption.get("image_id", image_id)

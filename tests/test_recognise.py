@@ -145,6 +145,22 @@ def test_a_fault_in_a_wrapped_file_is_named_as_the_file_names_it(tmp_path, langu
         load_checkpoint(tmp_path / "twice.pt", gpt2_type=str(folders[facts.width]))
 
 
+@pytest.mark.parametrize("form", ["sparse", "complex", "quantized", "meta"])
+def test_a_tensor_that_is_no_dense_numbers_is_refused_and_named(tmp_path, languages, form):
+    folders, tokenizer = languages
+    state, facts = weight_files.random_file("mlp", 4, len(tokenizer), STOP)
+    name = "clip_project.model.0.bias"
+    change = {
+        "sparse": lambda tensor: tensor.to_sparse(),
+        "complex": lambda tensor: tensor.to(torch.complex64),
+        "quantized": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+        "meta": lambda tensor: tensor.to("meta"),
+    }[form]
+    torch.save({**state, name: change(state[name])}, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=f"{name} as a {form} tensor"):
+        load_checkpoint(tmp_path / "odd.pt", gpt2_type=str(folders[facts.width]))
+
+
 @pytest.mark.parametrize("kind", ["mlp", "linear", "transformer", "clipxgpt", "prompted", "lora"])
 def test_a_key_removed_added_or_reshaped_is_refused_and_named(tmp_path, languages, kind):
     folders, tokenizer = languages

@@ -92,6 +92,10 @@ def _unwrap(content, path):
         content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), None)
     if not content or not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint: expected a state dict of tensors (names clip_project.* and gpt.*).")
+    for name, tensor in content.items():
+        form = _odd_form(tensor)
+        if form:
+            raise UserError(f"{path} holds {name} as a {form} tensor; expected dense real numbers. Save it as tensor.to_dense().float().")
     names, wrapped = {}, all(LEAD.match(str(name)) for name in content)
     for theirs in map(str, content):
         name = WRAPPERS.sub("", LEAD.sub("", theirs) if wrapped else theirs)
@@ -102,6 +106,12 @@ def _unwrap(content, path):
     tensors = {str(theirs): tensor for theirs, tensor in content.items()}
     leads = {theirs.removesuffix(name) for name, theirs in names.items()}
     return {name: tensors[theirs] for name, theirs in names.items()}, names, leads.pop() if len(leads) == 1 else ""
+
+
+def _odd_form(tensor):
+    """Name what keeps a tensor from being copied into a weight; None where nothing does."""
+    forms = {"meta": tensor.is_meta, "sparse": tensor.layout is not torch.strided, "quantized": tensor.is_quantized}
+    return next((name for name, is_so in {**forms, "complex": tensor.is_complex()}.items() if is_so), None)
 
 
 def recognise(content, path, config=None, gpt2_type=None, root=""):
