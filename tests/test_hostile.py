@@ -8,7 +8,7 @@ from benchmarks.hostile_runs import judge
 
 
 def test_hostile_inputs_end_well_or_in_one_line(root):
-    """In a process of its own: it forks, which autograd's threads, started by other tests, do not survive."""
+    """In a process of its own: it forks, which the threads of other tests do not survive."""
     command = [sys.executable, "-m", "benchmarks.hostile", "--quick", "--inputs", "60", "--seed", "1"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
