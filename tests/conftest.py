@@ -34,6 +34,7 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
 def pytest_collection_modifyitems(items):
     """Keep together, where pytest-xdist runs tests in several processes, those of a file, and those that share the slowest fixture."""
     for item in items:
