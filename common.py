@@ -13,8 +13,11 @@ import math
 import os
 import socket
 import stat
+import struct
 import sys
 import time
+import zipfile
+import zlib
 from pathlib import Path
 
 try:
@@ -24,6 +27,10 @@ except ImportError:  # Windows
 
 MOST = 2**63 - 1  # the largest integer that torch and numpy hold
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+# What zipfile, and numpy for .npz, raise for an archive that is damaged or packed in a way they do not know; besides OSError.
+ARCHIVE_ERRORS = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, LookupError, OverflowError, MemoryError,
+)  # fmt: skip
 _claimed = set()  # outputs that this process is writing; POSIX locks do not exclude a process from itself
 
 

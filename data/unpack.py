@@ -10,16 +10,12 @@ import zipfile
 import zlib
 from pathlib import PureWindowsPath
 
-from common import UserError
+from common import ARCHIVE_ERRORS, UserError
 
 SPARE = 500_000_000  # bytes of disk to leave free
 AGAIN = "Remove it and download it again."
 ENCRYPTED = 1  # bit of a zip member's flags
-# What zipfile raises for an archive that is damaged, or packed in a way it does not know. Its OSErrors without a number are bz2's.
-DAMAGES = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError, LookupError, OverflowError,
-    MemoryError,
-)  # fmt: skip
+DAMAGES = (*ARCHIVE_ERRORS, lzma.LZMAError)  # zipfile's OSErrors without a number are bz2's
 
 
 def find_unpacker(name):

@@ -28,8 +28,8 @@ from features.loading import Pictures, encode_batch, make_loader
 from features.options import add_options, extract_options
 from features.pieces import Pieces, fingerprint, pieces_folder
 from features.processes import current
+from features.record_table import Record
 from features.records import (
-    Record,
     RecordCaptions,
     allowed_skips,
     check_images,

@@ -154,7 +154,7 @@ class _Checker:
             elif effect == "push":
                 stack.append(number)
             elif effect == "get":
-                index = self._index(name, argument)
+                index = data[argument] if code == 0x68 else self._index(name, argument)  # BINGET, by far the most frequent
                 stack.append(self._worse(self.memo.get(index, _TEXT), self.late) if self.skipped else self.memo.get(index, _OTHER))
             elif effect == "MARK":
                 self.marks.append(len(stack))

@@ -13,12 +13,11 @@ import json
 import os
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from common import UserError, remove_own_files, replace_file
+from common import ARCHIVE_ERRORS, UserError, remove_own_files, replace_file
 from features.loading import pad_vectors
 from features.records import is_path
 
@@ -259,7 +258,7 @@ def _read_piece(path, run=None):
             numbers, rows, unread = file["numbers"], file["rows"], json.loads(file["unread"].tobytes())
             ours = run is None or json.loads(file["run"].tobytes()) == run
             return (numbers, rows, unread) if ours and len(numbers) == len(rows) and rows.dtype == np.float32 else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, *ARCHIVE_ERRORS):
         return None
 
 

@@ -11,6 +11,7 @@ import zipfile
 
 import numpy as np
 
+from common import ARCHIVE_ERRORS
 from features.inert import DTYPES, STORAGES, Record, build_as, check, is_class, is_kind, read_records, whole_numbers
 from features.opcodes import RefusedPickle, check_opcodes
 from features.rebuild_rows import ROWS
@@ -150,7 +151,7 @@ def _storage(builder, record):
         name, count, data = _zip_storage(content) if content.startswith(b"PK") else _legacy_storage(content)
     except RefusedPickle as error:
         raise RefusedPickle(f"more than numbers in the bytes of a tensor ({error})") from error
-    except (zipfile.BadZipFile, KeyError, IndexError, TypeError, ValueError, NotImplementedError) as error:
+    except (TypeError, *ARCHIVE_ERRORS) as error:
         raise RefusedPickle("something damaged in the bytes of a tensor") from error
     import torch
 

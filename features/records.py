@@ -11,9 +11,8 @@ import numpy as np
 from common import UserError, replace_file
 from features.image_ids import HALF_PAIR, printable_name
 from features.options import number_or_share
-from features.record_table import Record, RecordTable
+from features.record_table import RecordTable
 
-__all__ = ["Record", "RecordTable", "check_images", "merge_records"]
 LEAST_ALLOWED = 10  # images that may be skipped, at least, when the limit is a share
 BLOCK = 20_000  # numbers that are Python objects at one time
 SKIPPED_COLUMNS = ("image_id", "path", "reason")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from common import UserError, remove_own_files
 from features.pieces import file_stamp
 from features.processes import current
-from features.records import Record
+from features.record_table import Record
 from features.tables import texts_of
 
 

@@ -8,12 +8,11 @@ prompt that differ from caption to caption come first in the caption; they are r
 """
 
 import hashlib
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from common import UserError, replace_file
+from common import ARCHIVE_ERRORS, UserError, replace_file
 from features.packing import TOKENIZED_TOGETHER, Tokens, shorten_captions, tokenize_captions
 
 CACHED_FROM = 100_000  # captions; fewer are tokenized in about a second
@@ -47,7 +46,7 @@ def _whole_captions(texts, tokenizer, end_token_id, path, write):
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["key"]) == key:
                 return Tokens(kept["ids"], kept["offsets"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, *ARCHIVE_ERRORS):
         pass
     tokens = tokenize_captions(texts, tokenizer, end_token_id)
     if write:

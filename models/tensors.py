@@ -3,18 +3,15 @@
 import os
 import pickle
 import re
-import struct
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 
-from common import UserError, replace_file
+from common import ARCHIVE_ERRORS, UserError, replace_file
 
 # What readers of weights, images and archives raise on a file that is damaged or of another kind.
 READ_ERRORS = (
-    OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
-    MemoryError, struct.error, zlib.error, pickle.UnpicklingError, zipfile.BadZipFile,
+    *ARCHIVE_ERRORS, OSError, SyntaxError, TypeError, AttributeError, ArithmeticError, AssertionError, pickle.UnpicklingError,
 )  # fmt: skip
 
 

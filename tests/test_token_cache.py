@@ -1,5 +1,7 @@
 """The token cache: the same tokens as without it, never those of other captions or of another tokenizer."""
 
+import random
+
 import numpy as np
 import pytest
 
@@ -81,3 +83,16 @@ def test_a_place_that_cannot_be_written_is_done_without(cached, tmp_path):
     assert same(tokens, tokenize_captions(TEXTS, tokenizer, 5))
     cached(TEXTS, tokenizer, write=False)
     assert not cached.path.exists()
+
+
+def test_a_cache_with_any_bit_flipped_is_made_anew_or_read_rightly(cached):
+    tokenizer, draw = tiny.train_tokenizer(), random.Random(0)
+    expected = cached(TEXTS, tokenizer)
+    whole = cached.path.read_bytes()
+    directory = whole.index(b"PK\x01\x02")  # flags, versions and ways of packing stand here
+    for number in range(300):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(directory if number % 2 else 0, len(whole))] ^= 1 << draw.randrange(8)
+        cached.path.write_bytes(damaged)
+        assert same(cached(TEXTS, tokenizer), expected)
+    assert len(cached.calls) > 100
