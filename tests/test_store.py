@@ -160,12 +160,13 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, place):
     assert not mark.exists()
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage")  # torch warns of it once a process
 def test_a_tensor_larger_than_its_bytes_is_refused(tmp_path):
     class Huge:
         def __reduce__(self):
             return (torch._utils._rebuild_tensor_v2, (torch.randn(4).storage(), 0, (10**6, 4), (4, 1), False, None))
 
-    with open(tmp_path / "a.pkl", "wb") as file, pytest.warns(UserWarning):
+    with open(tmp_path / "a.pkl", "wb") as file:
         pickle.dump({"clip_embedding": Huge(), "captions": rows_of(["one"], 1)}, file)
     with pytest.raises(UserError, match="over 4 numbers"):
         load_features(tmp_path / "a.pkl")
