@@ -143,6 +143,7 @@ def run_notebook(tmp_path, monkeypatch):
     for variable in ("JUPYTER_PATH", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    from waiting import PATIENCE
 
     def run_it(stem, changes=None, folder=ROOT / "notebooks"):
         notebook = read_notebook(stem)
@@ -150,7 +151,7 @@ def run_notebook(tmp_path, monkeypatch):
             (cell,) = [cell for cell in notebook.cells if f"\n{old}" in f"\n{cell.source}"]
             cell.source = f"\n{cell.source}".replace(f"\n{old}", f"\n{new}", 1)[1:]
         resources = {"metadata": {"path": str(folder)}}
-        return NotebookClient(notebook, timeout=300, kernel_name="this_python", resources=resources).execute()
+        return NotebookClient(notebook, timeout=PATIENCE, kernel_name="this_python", resources=resources).execute()
 
     return run_it
 

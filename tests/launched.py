@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from waiting import PATIENCE
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -33,9 +35,9 @@ def start(count, script, words):
     ]
 
 
-def finish(processes, timeout=500):
+def finish(processes):
     """Wait for processes. Returns their exit codes, what they printed, and their lines of error."""
-    said = [process.communicate(timeout=timeout) for process in processes]
+    said = [process.communicate(timeout=PATIENCE) for process in processes]
     return [process.returncode for process in processes], [out for out, _ in said], [err.splitlines() for _, err in said]
 
 

@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import soundfile
 import torch
+from waiting import PATIENCE
 
 import tiny
 from features.audio import sound_encoder
@@ -20,7 +21,7 @@ from prediction.inputs import encode_pictures
 
 PICTURES = 50
 WIDTH, VOCABULARY = 32, 60
-WAIT = 20_000  # milliseconds that a caption may take on a busy machine
+WAIT = 1000 * PATIENCE  # milliseconds
 SHOWN = "(place) => [...document.querySelectorAll(place + ' .result, ' + place + ' .problem')].map((one) => one.outerHTML).join('')"
 
 

@@ -7,12 +7,12 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import PATIENCE, wait_until
 
 from common import Parser, UserError, claim_output, one_line_errors, replace_file
 from features.image_ids import id_key, match_ids, name_images
@@ -89,17 +89,14 @@ def test_what_a_killed_run_left_is_removed_by_the_next_that_claims_its_output(wo
         assert sorted(os.listdir()) == [".run.lock", ".run_mine.tmp"]
 
 
-HOLD = "from common import claim_output; import time\nwith claim_output('out'):\n    open('ready', 'w').close()\n    time.sleep(60)"
+HOLD = "from common import claim_output; import time\nwith claim_output('out'):\n    open('ready', 'w').close()\n    time.sleep(600)"
 
 
 @pytest.fixture
 def holder(workdir):
     """A process that holds the claim on `out`."""
     process = subprocess.Popen([sys.executable, "-c", HOLD], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    began = time.monotonic()
-    while not Path("ready").exists():
-        assert time.monotonic() - began < 30, "the other process did not start"
-        time.sleep(0.01)
+    wait_until(Path("ready").exists)
     yield process
     process.kill()
     process.wait()
@@ -140,7 +137,7 @@ def test_of_two_runs_at_once_one_writes_and_the_other_names_it_fifty_times(workd
     for _ in range(50):
         settings = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stderr": subprocess.PIPE, "text": True}
         runs = [subprocess.Popen([sys.executable, "race.py", name], **settings) for name in "ab"]
-        errors = [process.communicate(timeout=60)[1] for process in runs]
+        errors = [process.communicate(timeout=PATIENCE)[1] for process in runs]
         codes = [process.returncode for process in runs]
         assert sorted(codes) in ([0, 0], [0, 2]), errors
         winner = codes.index(0)

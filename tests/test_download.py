@@ -8,11 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE, wait_until
 
 from data import download
 from serving import Server
@@ -296,12 +296,9 @@ def test_stopped_by_ctrl_c_it_keeps_the_part(server, workdir, root):
     listens = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **listens)
     part = Path("data/coco/annotations/train_caption.json.part")
-    for _ in range(500):
-        if part.is_file() and part.stat().st_size:
-            break
-        time.sleep(0.02)
+    wait_until(lambda: part.is_file() and part.stat().st_size)
     process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=20)[1]
+    told = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 130
     assert "run the same command again" in told
     assert "Traceback" not in told

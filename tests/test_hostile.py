@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from waiting import PATIENCE
+
 from benchmarks.hostile_kinds import KINDS, draw_case
 from benchmarks.hostile_runs import judge
 
@@ -10,7 +12,7 @@ from benchmarks.hostile_runs import judge
 def test_hostile_inputs_end_well_or_in_one_line(root):
     """In a process of its own: it forks, which the threads of other tests do not survive."""
     command = [sys.executable, "-m", "benchmarks.hostile", "--quick", "--inputs", "60", "--seed", "1"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

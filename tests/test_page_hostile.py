@@ -7,6 +7,7 @@ import urllib.parse
 import httpx
 import pytest
 from gradio_client import Client, handle_file
+from waiting import PATIENCE
 
 import paging
 
@@ -102,13 +103,13 @@ def result_of(http, response):
         event = response.json()["event_id"]
     except (ValueError, KeyError, TypeError):
         return ""
-    with http.stream("GET", f"/gradio_api/call/caption/{event}", timeout=20) as stream:
+    with http.stream("GET", f"/gradio_api/call/caption/{event}", timeout=PATIENCE) as stream:
         return "".join(stream.iter_text())
 
 
 def test_hostile_requests_get_nothing_and_leave_the_page_up(url, secret, canary, page_world, capfd):
     draw = random.Random(0)
-    with httpx.Client(base_url=url, timeout=30) as http:
+    with httpx.Client(base_url=url, timeout=PATIENCE) as http:
         for number in range(DRAWN):
             response = send(http, draw, secret, canary)
             told = response.text + result_of(http, response)
@@ -124,20 +125,20 @@ def test_hostile_requests_get_nothing_and_leave_the_page_up(url, secret, canary,
 
 
 def test_the_ways_that_the_page_does_not_need_are_closed(url):
-    with httpx.Client(base_url=url, timeout=30) as http:
+    with httpx.Client(base_url=url, timeout=PATIENCE) as http:
         assert [place for place in CLOSED if http.get(place).status_code != 404] == []
         assert http.get("/").status_code == 200
 
 
 def test_uploads_and_questions_have_a_largest_size(url):
-    with httpx.Client(base_url=url, timeout=30) as http:
+    with httpx.Client(base_url=url, timeout=PATIENCE) as http:
         assert http.post("/gradio_api/upload", files={"files": ("a.jpg", b"0" * 1_500_000)}).status_code == 413
         assert http.post("/gradio_api/queue/join", content=b"0" * 2_000_000).status_code == 413
         assert http.post("/gradio_api/upload", content=iter([b"0"] * 10)).status_code == 411
 
 
 def test_only_own_uploads_are_served(url, page_world):
-    with httpx.Client(base_url=url, timeout=30) as http:
+    with httpx.Client(base_url=url, timeout=PATIENCE) as http:
         (path,) = http.post("/gradio_api/upload", files={"files": ("a.jpg", (page_world / "pictures/1.jpg").read_bytes())}).json()
         assert http.get(f"/gradio_api/file={path}").content == (page_world / "pictures/1.jpg").read_bytes()
         assert "prefixcap-page-" in path

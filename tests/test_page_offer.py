@@ -3,13 +3,14 @@
 import contextlib
 import http.client
 import json
-import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from gradio_client import Client, handle_file
+from waiting import PATIENCE, wait_until
 
 import app
 import paging
@@ -36,7 +37,7 @@ shutil.copytree({made!r}, "data/demo")
 
 def ask(url, path, method="GET", **headers):
     """Ask the offer something. → status, text"""
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=PATIENCE)
     with contextlib.closing(connection):
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()
@@ -49,11 +50,8 @@ def state_of(url):
 
 def wait_for(url, state):
     """Wait until the run is in a state. → what the page is told then"""
-    deadline = time.monotonic() + 30
-    while (told := state_of(url))["state"] != state:
-        assert time.monotonic() < deadline, told
-        time.sleep(0.05)
-    return told
+    wait_until(lambda: state_of(url)["state"] == state, lambda: state_of(url))
+    return state_of(url)
 
 
 @pytest.fixture
@@ -91,9 +89,9 @@ def test_two_clicks_start_one_run_and_after_a_failure_it_can_be_started_again(of
     assert state_of(url) == {"state": "idle", "error": None, "seconds": None, "lines": [], "bars": []}
     answers = [json.loads(ask(url, "/demo/start", "POST")[1])["started"] for _ in range(3)]
     assert answers == [True, False, False]
-    deadline = time.monotonic() + 30
     while not (told := state_of(url))["bars"]:
-        assert time.monotonic() < deadline and told["state"] == "running", told
+        assert told["state"] == "running", told
+        time.sleep(0.02)
     assert told["bars"][0]["label"] == "tiny CLIP" and told["lines"][0] == "drawing 8 pictures into data/demo"
     told = wait_for(url, "failed")
     assert told["error"] == "demo.run: error: 0.5 of the captions are true; expected 0.9 or more"
@@ -130,25 +128,21 @@ def test_a_command_that_cannot_be_run_is_a_failure_on_the_page():
 
 
 def test_what_a_run_has_started_ends_with_the_page(workdir):
-    inner = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    inner = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
     port = paging.free_port()
     with offer_run([sys.executable, "-c", program], {}, "127.0.0.1", port) as run:
         run.start()
-        deadline = time.monotonic() + 30
-        while not run.output.lines:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    for _ in range(100):
+        wait_until(lambda: run.output.lines)
+
+    def has_ended():
         try:
-            os.kill(int(run.output.lines[0]), 0)
-        except ProcessLookupError:
-            return
-        with contextlib.suppress(OSError, IndexError), open(f"/proc/{int(run.output.lines[0])}/stat") as stat:
-            if stat.read().rpartition(")")[2].split()[0] == "Z":  # ended; nobody has asked for its exit code yet
-                return
-        time.sleep(0.05)
-    pytest.fail("it still runs")
+            stat = Path(f"/proc/{int(run.output.lines[0])}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        return stat.rpartition(")")[2].split()[0] == "Z"  # ended; nobody has asked for its exit code yet
+
+    wait_until(has_ended, lambda: "it still runs")
 
 
 def test_a_taken_port_is_one_line(workdir, capsys, monkeypatch):
@@ -171,16 +165,17 @@ def started_app(page_world, workdir, monkeypatch):
     monkeypatch.setattr(app, "demo_command", lambda: (command, {}))
     thread = threading.Thread(target=app.main, args=[["--port", str(port), "--device", "cpu"]], daemon=True)
     thread.start()
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 30
-    while True:
+    url = f"http://127.0.0.1:{port}"
+
+    def answers():
+        assert thread.is_alive()
         with contextlib.suppress(OSError):
-            if ask(url, "/")[0] == 200:
-                break
-        assert time.monotonic() < deadline and thread.is_alive()
-        time.sleep(0.05)
+            return ask(url, "/")[0] == 200
+
+    wait_until(answers)
     yield url
     stop.set()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -188,10 +183,7 @@ def test_the_page_goes_on_to_captions_without_a_restart(started_app, page_world,
     url = started_app
     (workdir / "works").touch()
     ask(url, "/demo/start", "POST")
-    deadline = time.monotonic() + 60
-    while state_of(url)["state"] == "running":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: state_of(url)["state"] != "running")
     assert json.loads(ask(url, "/demo/state?wait")[1])["state"] == "over"  # held back until the captions are there
     found = Client(url, verbose=False).predict(file=handle_file(str(page_world / "pictures/1.jpg")), api_name="/caption")
     assert found[0]["captions"][0]["caption"]
@@ -217,7 +209,7 @@ def test_in_a_browser_the_demo_is_started_watched_and_followed_by_its_captions(s
     (workdir / "works").touch()
     second.get_by_role("button", name="Run the demo again").click()
     for page in (first, second):
-        page.wait_for_selector("#picture input[type=file]", state="attached", timeout=60_000)
+        page.wait_for_selector("#picture input[type=file]", state="attached", timeout=1000 * PATIENCE)
         page.context.close()
     assert (workdir / "runs").read_text() == "run\n" * 2 and said == []
     visit = paging.Visit(chromium, started_app)

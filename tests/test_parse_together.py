@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import PATIENCE
 
 import parse_folder
 import parse_huggingface
@@ -59,7 +60,7 @@ def test_runs_at_once_give_one_whole_file(photos, root):
     command = [sys.executable, str(root / "parse_folder.py"), "photos", "--val_share", "0", "--out", "o.pkl", "--batch_size", "1"]
     several = [subprocess.Popen([*command, "--save_seconds", "0"], stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in several:
-        err = process.communicate(timeout=120)[1]
+        err = process.communicate(timeout=PATIENCE)[1]
         assert process.returncode == 0 or "is being written by process" in err, err
     assert [caption["caption"] for caption in load_features("o.pkl").captions] == [f"Picture {n}." for n in range(10)]
 
@@ -133,7 +134,7 @@ def test_names_that_are_not_utf8_and_terminals_of_any_encoding_lose_nothing(enco
     Path(f"photos/{os.fsdecode(b'caf' + bytes([0xE9]))}.txt").write_text("Un café → \U0001f415", "utf-8")
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     command = [sys.executable, str(root / "parse_folder.py"), "photos", "--out", "o.pkl"]
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     captions = load_features("o.pkl").captions + load_features("o_val.pkl").captions
     assert {"caf\\xe9.jpg": "Un café → \U0001f415"}.items() <= {caption["image_id"]: caption["caption"] for caption in captions}.items()

@@ -81,7 +81,7 @@ def test_a_killed_process_stops_the_others_and_any_number_resumes(photos, victim
         os.kill(processes[victim].pid, signal.SIGKILL)
         killed = time.monotonic()
         codes, _, errors = finish(processes)
-        assert time.monotonic() - killed < 30  # within a minute between machines, whose processes cannot be looked for
+        assert time.monotonic() - killed < 60
         assert codes[1 - victim] == 2, errors
         (line,) = [line for line in errors[1 - victim] if "resuming" not in line]
         assert line.startswith(f"parse_folder.py: error: process {victim} of 2 (process {processes[victim].pid} on ")
@@ -107,7 +107,7 @@ def test_a_process_that_falls_silent_stops_the_others_within_a_minute(photos, vi
     processes[victim].send_signal(signal.SIGSTOP)
     frozen = time.monotonic()
     codes, _, errors = finish(processes[1 - victim : 2 - victim])
-    assert time.monotonic() - frozen < 65
+    assert time.monotonic() - frozen < 90  # the silence allowed is 35 s
     processes[victim].kill()
     finish(processes[victim : victim + 1])
     assert codes == [2]

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import PATIENCE, wait_until
 
 import tiny
 import train
@@ -50,13 +51,6 @@ def start(script, arguments, limit=None):
     )  # fmt: skip
 
 
-def wait_for(path, seconds=60):
-    began = time.monotonic()
-    while not path.exists():
-        assert time.monotonic() - began < seconds, f"{path} did not appear"
-        time.sleep(0.02)
-
-
 def fails(tiny_gpt2, capsys, *more):
     """The one line that a failing run prints."""
     with pytest.raises(SystemExit) as end:
@@ -77,13 +71,13 @@ def test_a_run_killed_and_terminated_ends_in_the_same_bytes(data, tiny_gpt2):
     more = ("--epochs", 40, "--prefix", "killed", "--save_every", 20, "--save_steps", 2, "--resume")
     for number in (signal.SIGKILL, signal.SIGTERM):
         process = start("train.py", words(tiny_gpt2, *more))
-        wait_for(Path("out/killed_state.pt"))
+        wait_until(Path("out/killed_state.pt").exists)
         before = Path("out/killed_state.pt").stat().st_mtime_ns
         while Path("out/killed_state.pt").stat().st_mtime_ns == before and process.poll() is None:
             time.sleep(0.01)
         time.sleep(random.random() / 5)
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
         if number == signal.SIGTERM and process.returncode:
             assert process.returncode == 128 + signal.SIGTERM, err
             assert "stopped by SIGTERM after step" in out, err
@@ -169,7 +163,7 @@ def test_a_loss_that_is_not_finite_names_its_captions_and_keeps_the_last_good_ch
 @pytest.mark.parametrize("limit", [30_000, 400_000])
 def test_a_full_disk_is_one_line_and_nothing_half_written(data, tiny_gpt2, limit):
     process = start("train.py", words(tiny_gpt2, "--epochs", "1"), limit)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, err
     [line] = [line for line in err.splitlines() if line.strip() and "step/s" not in line]
     assert line.startswith("train.py: error: cannot write out/")
@@ -212,7 +206,7 @@ def test_awkward_file_names_just_work(pictures, tiny_gpt2):
 
 def test_a_full_disk_while_parsing_is_one_line(pictures):
     process = start("parse_coco.py", [*PARSE, "--out", "out.pkl"], limit=3000)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, err
     [line] = [line for line in err.splitlines() if "error" in line]
     assert line.startswith("parse_coco.py: error: cannot write out.pkl")
@@ -227,9 +221,9 @@ def test_sigterm_while_parsing_keeps_the_work_done(pictures):
     annotations = [{"id": number, "image_id": number, "caption": "a"} for number in range(3000)]
     Path("captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     process = start("parse_coco.py", [*PARSE, "--out", "out.pkl", "--save_seconds", "0"])
-    wait_for(Path("out.pkl.pieces"))
+    wait_until(Path("out.pkl.pieces").exists)
     process.terminate()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert "are kept in out.pkl.pieces; run the same command to resume" in err, err
     assert not Path("out.pkl").exists()

@@ -149,6 +149,9 @@ ATTACKS = {
 }  # fmt: skip
 
 
+# Seconds of the processor: unguarded reading takes minutes or gigabytes; guarded, 1.0 at most was seen, on the slowest machine so far.
+AT_ONCE = 20
+
 # One text that many places refer to stays one text; items without bytes hold nothing.
 HARMLESS = ("array of no bytes per item", "long text a million times")
 
@@ -175,7 +178,7 @@ def test_an_attack_is_refused_at_once_and_in_little_memory(what):
         assert said == "read list", line
     else:
         assert said.startswith(("refused", "damaged EOFError", "damaged TypeError", "damaged UnpicklingError")), line
-    assert float(seconds) < 1, line
+    assert float(seconds) < AT_ONCE, line
     assert float(megabytes) < 200, line
 
 
