@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 from common import KINDS, UserError
-from features.parquet_pages import count_page_bytes
+from features.parquet_pages import count_page_bytes, list_chunks
 
 EXPANSION, SPARE = 64, 2**24  # content may have this many times the file's bytes, and so many more
 AGAIN = "Make this part again."
@@ -53,13 +53,11 @@ def read_columns(path, wanted):
     most = EXPANSION * check_regular(path) + SPARE
 
     def read(file):
-        groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
-        chunks = (group.column(number) for group in groups for number in range(group.num_columns))
-        chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in wanted]
-        for size in (count_page_bytes(path, chunks), sum(8 * chunk.num_values for chunk in chunks)):
+        chunks = [chunk for chunk in list_chunks(path) if chunk.path.split(".")[0] in wanted]
+        for size in (count_page_bytes(path, chunks), sum(8 * chunk.values for chunk in chunks)):
             _check_size(path, size, most)
         # Text stays a dictionary at first: a page may say "this megabyte, a million times".
-        texts = list({chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"})
+        texts = list({chunk.path for chunk in chunks if chunk.is_text})
         source = pq.ParquetFile(path, metadata=file.metadata, read_dictionary=texts)
         parts = {name: [] for name in wanted}
         held = 0
