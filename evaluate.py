@@ -22,11 +22,11 @@ from evaluation.scores import describe_origin, print_comparison, print_scores, u
 from evaluation.scoring import check_same_images, describe_oddities, prepare_truth, score_system
 from evaluation.statistics import compare
 from evaluation.tokens import tokenize
-from evaluation.truth import count_image_captions, decode_pictures, embed_for_clipscore, find_rows, load_tower, load_truth
+from evaluation.truth import decode_pictures, embed_for_clipscore, find_rows, load_tower, load_truth
 from features.embeddings import select_rows
 from features.processes import current, together
 from features.store import load_features
-from prediction.captions import add_decoding_options, add_rerank_option, add_running_options, check_rerank
+from prediction.captions import add_decoding_options, add_rerank_option, add_running_options, check_rerank, learn_from_training_set
 from prediction.datastores import add_store_options, attach_stores
 from prediction.inputs import refuse_addresses
 from prediction.loading import load_captioner
@@ -53,7 +53,7 @@ def build_parser():
                        help="draws for the 95 %% intervals and the paired test; 0 leaves them out (default 1000)")  # fmt: skip
     group.add_argument("--train_data", metavar="FILE",
                        help="feature file of the training set: count the captions that are not in it; --rerank consensus weighs words "
-                            "by their rarity there")  # fmt: skip
+                            "by their rarity there, and --rerank train chooses by it")  # fmt: skip
     group.add_argument("--baseline", choices=("nearest",),
                        help="also score captions copied from --train_data: the nearest image's, and the one that agrees most with "
                             f"the others among those of the {NEIGHBOURS} nearest (mean CIDEr); needs --data (default: none)")  # fmt: skip
@@ -118,8 +118,7 @@ def caption_data(references, pictures, train, options):
     model = load_captioner(options.checkpoint, options.gpt2_type, pick_device(options.device), options.mixed_precision)
     check_compatible(pictures.features.kind, checkpoint_kind(model.config, model.origin.encoder), options.data, options.checkpoint)
     attach_stores([model], [options.checkpoint], options.datastore, options.memory)
-    frequencies = count_image_captions(train) if train and options.rerank == "consensus" else None
-    return decode_pictures(model, pictures, options, frequencies)
+    return decode_pictures(model, pictures, options, learn_from_training_set(train, options, pictures.features.kind, options.data))
 
 
 def get_systems(references, pictures, train, options):

@@ -23,6 +23,7 @@ from prediction.captions import (
     caption_all,
     caption_and_rerank,
     check_rerank,
+    learn_from_training_set,
     print_captions,
     write_captions,
 )
@@ -49,7 +50,10 @@ def build_parser():
     group.add_argument("--plot", metavar="FILE", help="draw the pictures with their captions (.png)")
     group.add_argument("--explain", metavar="FILE", help="draw what each word of the first caption attends to in the prefix (.png)")
     add_decoding_options(parser)
-    add_rerank_option(parser)
+    group = add_rerank_option(parser)
+    group.add_argument("--train_data", metavar="FILE",
+                       help="feature file of the training set: --rerank consensus weighs words by their rarity there, and --rerank "
+                            "train chooses by it")  # fmt: skip
     add_store_options(parser)
     group = add_running_options(parser)
     group.add_argument("--num_workers", type=int, metavar="N",
@@ -69,6 +73,8 @@ def check_options(parser, options):
     if options.plot and options.data:
         parser.error("--plot needs pictures, and a feature file holds none. Give the pictures instead of --data")
     check_rerank(parser, options)
+    if options.train_data and options.rerank not in ("consensus", "train"):
+        parser.error("--train_data is for --rerank consensus and --rerank train; give one of them, or leave it out")
     if options.batch_size < 1:
         parser.error(f"--batch_size is {options.batch_size}; expected at least 1")
     if options.num_workers is not None and options.num_workers < 0:
@@ -88,13 +94,18 @@ def encode_inputs(names, models, checkpoints, options, device):
     return encode_files(paths, folders, encoders, any(audio), say, batch_size=options.batch_size, num_workers=options.num_workers)
 
 
-def caption_inputs(inputs, models, options):
+def caption_inputs(inputs, models, checkpoints, options):
     """Caption the inputs with every model. Returns [checkpoint][image] -> list of (text, score)."""
+    from features.content import checkpoint_kind
+    from features.store import load_features
+
     captions = []
-    for model, embedding in zip(models, inputs.embeddings):
+    train = load_features(options.train_data) if options.train_data else None
+    for model, checkpoint, embedding in zip(models, checkpoints, inputs.embeddings):
         if options.rerank:
             encoder = options.clip_model_type or inputs.encoder or model.config.encoder
-            captions.append(caption_and_rerank(model, embedding, options, encoder, image_ids=inputs.ids))
+            learned = learn_from_training_set(train, options, checkpoint_kind(model.config, encoder), checkpoint)
+            captions.append(caption_and_rerank(model, embedding, options, encoder, learned, image_ids=inputs.ids))
         else:
             captions.append(caption_all(model, embedding, options, image_ids=inputs.ids))
     return captions
@@ -130,7 +141,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     check_options(parser, options)
     names = [*options.images, *options.image]
-    refuse_addresses(options.data, *options.checkpoint, *options.datastore, *options.memory)
+    refuse_addresses(options.data, options.train_data, *options.checkpoint, *options.datastore, *options.memory)
     expand_names(names)  # wrong names and places are reported before anything is loaded
     for path in filter(None, (options.out, options.explain, options.plot)):
         resolve_output(path)
@@ -144,7 +155,7 @@ def main(argv=None):
         inputs = read_features(options.data, models, checkpoints)
     else:
         inputs = encode_inputs(names, models, checkpoints, options, device)
-    captions = caption_inputs(inputs, models, options)
+    captions = caption_inputs(inputs, models, checkpoints, options)
     if not current().is_first:
         return 0
     columns = [Path(checkpoint).stem for checkpoint in checkpoints]

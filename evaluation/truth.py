@@ -9,9 +9,8 @@ from common import UserError
 from evaluation.by_image import ByImage, ImageIndex, OfEveryImage
 from evaluation.references import Prediction, References, list_some, match_references, name_domain, read_references
 from features.embeddings import select_rows
-from features.image_ids import id_key, plain_id
+from features.image_ids import plain_id
 from prediction.captions import RERANK_BLOCK, caption_all, caption_and_rerank
-from prediction.ngrams import count_documents
 
 TEXT_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")
 
@@ -68,22 +67,14 @@ def load_truth(data, references):
     return embedded.references, pictures or embedded
 
 
-def count_image_captions(features):
-    """Count in how many images' captions each n-gram occurs. Returns prediction.ngrams.DocumentFrequencies."""
-    documents = {}
-    for image_id, text in zip(features.image_ids(), features.texts):
-        documents.setdefault(id_key(image_id), []).append(text)
-    return count_documents(documents.values())
-
-
-def decode_pictures(model, pictures, options, frequencies=None):
+def decode_pictures(model, pictures, options, train=None):
     """Caption every image of a feature file, and choose among the captions where --rerank says so.
 
     Args:
         model: ClipCaptionModel.
         pictures: Pictures.
         options: as caption_all takes them, and of evaluate.py.
-        frequencies: DocumentFrequencies of the training set for --rerank consensus, or None.
+        train: what prediction.captions.learn_from_training_set returns.
 
     Returns:
         dict of key to Prediction.
@@ -93,7 +84,7 @@ def decode_pictures(model, pictures, options, frequencies=None):
     ids = list(pictures.ids.values())
     if options.rerank:
         encoder = options.clip_model_type or pictures.features.meta.get("encoder") or model.config.encoder
-        captions = caption_and_rerank(model, embeddings, options, encoder, frequencies, return_ended=True, image_ids=ids)
+        captions = caption_and_rerank(model, embeddings, options, encoder, train, return_ended=True, image_ids=ids)
     else:
         captions = caption_all(model, embeddings, options, return_ended=True, image_ids=ids)
     predictions = {}

@@ -30,11 +30,11 @@ def find_nearest(queries, rows_of_queries, embeddings, rows, count, device="cpu"
     find, most = (_find_with_faiss, FAISS_ROWS) if with_faiss else (_find_with_torch, ROWS)
     found = [np.empty((0, count), np.int64)]
     for wanted in _slices(rows_of_queries, queries, QUERIES):
-        query = _unit_vectors(queries, wanted).to(device)
+        query = unit_vectors(queries, wanted).to(device)
         best = torch.empty(len(query), 0), torch.empty(len(query), 0, dtype=torch.int64)  # cosines, places
         start = 0
         for block in _slices(rows, embeddings, most):
-            cosines, places = find(query, _unit_vectors(embeddings, block).to(device), min(count, len(block)))
+            cosines, places = find(query, unit_vectors(embeddings, block).to(device), min(count, len(block)))
             cosines, places = torch.cat([best[0], cosines.cpu()], 1), torch.cat([best[1], places.cpu() + start], 1)
             order = cosines.argsort(dim=1, descending=True, stable=True)[:, :count]
             best = cosines.gather(1, order), places.gather(1, order)
@@ -64,7 +64,7 @@ def _slices(rows, embeddings, most):
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _unit_vectors(embeddings, rows):
+def unit_vectors(embeddings, rows):
     """Read rows as float32 [n, D] of norm 1; a vector of zeros stays as it is."""
     import torch
 

@@ -4,10 +4,10 @@ import dataclasses
 import math
 
 from common import UserError
-from prediction.captions import RERANKERS
+from prediction.captions import WITHOUT_FILES
 
 DECODINGS = ("beam", "greedy", "sample")
-RERANKINGS = ("none", *RERANKERS)
+RERANKINGS = ("none", *WITHOUT_FILES)
 MOST_BEAMS, MOST_CAPTIONS, MOST_PROMPT = 20, 10, 200  # beams or samples, captions per image, characters
 TEMPERATURES = 0.1, 3.0
 TOP_PS = 0.05, 1.0

@@ -148,45 +148,46 @@ def _add_counts(pairs):
 # -- Similarity ------------------------------------------------------------------------------------------------------------
 
 
-def compare_cider(texts, frequencies):
+def compare_cider(texts, frequencies, candidates=None):
     """Compute CIDEr-D of each caption against each other as its only reference.
 
     Args:
         texts: list of M str.
         frequencies: DocumentFrequencies.
+        candidates: K, to compare the first K captions only; None for all M.
 
     Returns:
-        float64 [M, M], 0 to 10: row the candidate, column the reference.
+        float64 [K, M], 0 to 10: row the candidate, column the reference.
     """
-    sequences = number_words(texts)
-    total = np.zeros((len(texts), len(texts)))
+    sequences, total = number_words(texts), 0
     for counts, keys in _count_ngrams(sequences, CIDER_SIZES):
         weights = frequencies.weigh(keys)
         norms = np.sqrt(((counts * weights) ** 2).sum(1))
-        matched, norms = _match(counts, counts * weights**2), np.outer(norms, norms)
+        matched, norms = _match(counts, counts * weights**2, candidates), np.outer(norms[:candidates], norms)
         total += np.divide(matched, norms, out=np.zeros_like(matched), where=norms > 0)
     bigrams = np.array([max(len(one) - 1, 0) for one in sequences])  # what pycocoevalcap takes for the length
-    penalty = np.exp(-((bigrams[:, None] - bigrams) ** 2) / (2 * CIDER_SIGMA**2))
+    penalty = np.exp(-((bigrams[:candidates, None] - bigrams) ** 2) / (2 * CIDER_SIGMA**2))
     return CIDER_SCALE * total / CIDER_SIZES * penalty
 
 
-def compare_chrf(texts):
+def compare_chrf(texts, candidates=None):
     """Compute chrF of each caption against each other as its reference; it needs no document frequencies.
 
     Args:
         texts: list of M str.
+        candidates: K, to compare the first K captions only; None for all M.
 
     Returns:
-        float64 [M, M], 0 to 1: row the candidate, column the reference. Sizes that either caption is too short for are left out.
+        float64 [K, M], 0 to 1: row the candidate, column the reference. Sizes that either caption is too short for are left out.
     """
-    shape = (len(texts), len(texts))
+    shape = (len(texts[:candidates]), len(texts))
     precision, recall, sizes = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     for counts, _ in _count_ngrams(number_characters(texts), CHRF_SIZES):
-        matched, lengths = _match(counts, np.ones_like(counts)), counts.sum(1)
+        matched, lengths = _match(counts, np.ones_like(counts), candidates), counts.sum(1)
         longer = np.maximum(lengths, 1)
-        precision += matched / longer[:, None]
+        precision += matched / longer[:candidates, None]
         recall += matched / longer
-        sizes += np.outer(lengths > 0, lengths > 0)
+        sizes += np.outer(lengths[:candidates] > 0, lengths > 0)
     precision, recall = precision / np.maximum(sizes, 1), recall / np.maximum(sizes, 1)
     below = CHRF_BETA**2 * precision + recall
     return np.divide((1 + CHRF_BETA**2) * precision * recall, below, out=np.zeros(shape), where=below > 0)
@@ -200,15 +201,15 @@ def _count_ngrams(sequences, longest):
         yield np.bincount(owners * len(keys) + places, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64), keys
 
 
-def _match(counts, weights):
-    """Sum min(counts of the row, counts of the column) x the column's weights over n-grams. counts, weights [M, G] -> [M, M]."""
-    own = (counts * weights).sum(1)
-    matched, below, reach, levels = np.zeros((len(counts), len(counts))), 0, counts > 0, np.unique(counts)
+def _match(counts, weights, rows=None):
+    """Sum min(counts of the row, counts of the column) x the column's weights over n-grams. counts, weights [M, G] -> [rows, M]."""
+    own = (counts * weights).sum(1)[:rows]
+    matched, below, reach, levels = np.zeros((len(own), len(counts))), 0, counts > 0, np.unique(counts)
     for level in levels[levels > 0]:
         shared = reach.sum(0) > 1  # most n-grams are in one caption only, and few occur twice in any
         counts, weights = counts[:, shared], weights[:, shared]
         reach = counts >= level
-        matched += (level - below) * (reach.astype(np.float64) @ (reach * weights).T)
+        matched += (level - below) * (reach[:rows].astype(np.float64) @ (reach * weights).T)
         below, reach = level, counts > level
     np.fill_diagonal(matched, own)
     return matched
