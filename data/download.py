@@ -21,6 +21,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import sys
 import time
 import urllib.error
@@ -167,7 +168,10 @@ def fetch(address, target, size=None, md5=None, unpacked_too=False):
         except UserError:
             raise
         except (OSError, http.client.HTTPException) as error:  # no network, a lost connection, a time-out
-            failure = f"{address} stopped: {getattr(error, 'reason', error)}"
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, socket.gaierror) and failure:  # it was asked for twice
+                raise UserError(f"{address}: no such host, or no network ({reason.strerror}). Run the same command again.") from error
+            failure = f"{address} stopped: {reason}"
             continue
         except ValueError as error:  # of a name that no host can have
             raise UserError(f"{address} is no address ({error}). Check --mirror.") from error

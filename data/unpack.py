@@ -4,10 +4,8 @@ import lzma
 import os
 import shutil
 import stat
-import struct
 import subprocess
 import zipfile
-import zlib
 from pathlib import PureWindowsPath
 
 from common import ARCHIVE_ERRORS, UserError

@@ -73,7 +73,8 @@ def compare_pairs(report, features, good, towers, sample, seed, encoder=None):
         where = ", ".join(f"{first:,} to {last:,}" for first, last in figures["rows_without_gap"])
         report.problems.append(f"captions do not belong to their images in rows {where}; over all: {shown}")
     else:
-        report.problems.append(f"captions do not belong to their images, rows may be out of step: {shown}")
+        why = "rows are out of step, or the encoder does not know such pictures"
+        report.problems.append(f"captions do not belong to their images, {why}: {shown}")
 
 
 def draw_pairs(features, good, sample, seed):
