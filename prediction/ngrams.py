@@ -162,7 +162,7 @@ def compare_cider(texts, frequencies, candidates=None):
     sequences, total = number_words(texts), 0
     for counts, keys in _count_ngrams(sequences, CIDER_SIZES):
         weights = frequencies.weigh(keys)
-        norms = np.sqrt(((counts * weights) ** 2).sum(1))
+        norms = np.sqrt(counts**2 @ weights**2)
         matched, norms = _match(counts, counts * weights**2, candidates), np.outer(norms[:candidates], norms)
         total += np.divide(matched, norms, out=np.zeros_like(matched), where=norms > 0)
     bigrams = np.array([max(len(one) - 1, 0) for one in sequences])  # what pycocoevalcap takes for the length
@@ -206,7 +206,8 @@ def _match(counts, weights, rows=None):
     own = (counts * weights).sum(1)[:rows]
     matched, below, reach, levels = np.zeros((len(own), len(counts))), 0, counts > 0, np.unique(counts)
     for level in levels[levels > 0]:
-        shared = reach.sum(0) > 1  # most n-grams are in one caption only, and few occur twice in any
+        # Most n-grams are in one caption only, and few occur twice in any.
+        shared = (reach.sum(0) > 1) & reach[:rows].any(0)
         counts, weights = counts[:, shared], weights[:, shared]
         reach = counts >= level
         matched += (level - below) * (reach[:rows].astype(np.float64) @ (reach * weights).T)
