@@ -70,13 +70,13 @@ class TrainingVotes:
             image_ids: N ids. A training image does not count for itself, which is the regression without it. None leaves nothing out.
 
         Returns:
-            int64 [N, 2 x VOTERS] places in `images`, or fewer; float [N, 2 x VOTERS] their weights.
+            int64 [N, V] places in `images`, float [N, V] their weights; V is 2 x (VOTERS + 1), or 2 x T in a smaller training set.
         """
         import torch
 
         queries = self._solve(unit_vectors(embeddings, np.arange(len(embeddings))))
         known, rows = self.images.features.clip_embedding, self.images.rows
-        count = min(VOTERS + 1, len(rows))
+        count = min(VOTERS + 1, len(rows))  # one of them may be the image itself
         places = [find_nearest(sign * queries, range(len(queries)), known, rows, count) for sign in (1, -1)]
         places = np.concatenate(places, 1)  # [N, 2 x count]
         weights = np.empty(places.shape, np.float32)
