@@ -29,7 +29,15 @@ class Watch:
     def __init__(self, store, number, count):
         """Take the store, this process's number and how many there are."""
         self._store, self.number, self.count = store, number, count
-        self._me = {"process": os.getpid(), "host": socket.gethostname(), "place": _process_table(), "beat": 0, "ended": None}
+        self._me = {
+            "process": os.getpid(),
+            "host": socket.gethostname(),
+            "place": _process_table(),
+            "beat": 0,
+            "ended": None,
+            "left": False,
+        }
+        self._speaking = threading.Lock()  # else a sign of life on its way could arrive after the last words, and hide them
         self._others = {}  # number -> what it last said
         self._changed = {}  # number -> when that differed from what it said before
         self._dead = set()
@@ -62,7 +70,7 @@ class Watch:
         self._answered = -SILENCE
         until = time.monotonic() + BEAT
         while 0 in self._others and time.monotonic() < until:
-            if self._is_gone(self._others[0]):
+            if not self._others[0]["ended"] and self._is_gone(self._others[0]):
                 self._dead.add(0)
             time.sleep(0.05)
 
@@ -97,16 +105,21 @@ class Watch:
         return self.number == min(set(range(self.count)) - self._dead - ended)
 
     def close(self):
-        """Stop watching. The first process, which may hold the store, waits for the others to end."""
+        """Stop watching. The first process, which may hold the store, stays until the others need it no more."""
         if self.number == 0:
             until = time.monotonic() + GRACE
-            while time.monotonic() < until and not all(one["ended"] or n in self._dead for n, one in self._others.items()):
+            while time.monotonic() < until and not all(one["left"] or self._is_gone(one) for one in self._others.values()):
                 time.sleep(0.02)
+        else:
+            self._me["left"] = True
+            with contextlib.suppress(RuntimeError):
+                self._say()
         self._over.set()
 
     def _say(self):
-        self._me["beat"] += 1
-        self._store.set(_key(self.number), json.dumps(self._me))
+        with self._speaking:
+            self._me["beat"] += 1
+            self._store.set(_key(self.number), json.dumps(self._me))
 
     def _look(self):
         """Read what the others said last."""
@@ -121,7 +134,7 @@ class Watch:
         self._dead |= {number for number in gone if not self._others[number]["ended"]}
 
     def _is_gone(self, one):
-        if one["ended"] or not one["place"] or one["place"] != self._me["place"]:
+        if not one["place"] or one["place"] != self._me["place"]:
             return False
         try:
             with open(f"/proc/{one['process']}/stat", encoding="utf-8", errors="replace") as file:
