@@ -27,7 +27,7 @@ PACKAGES = {  # requirement -> SHA-256 of its wheel
     "gguf==0.19.0": "70bcd10edfe697fb2dad6e40af2234b9d8ece9a41a99761405121ebda1c3c1cd",
 }
 RECIPE = "recipes/flickr8k_small.sh"
-CHECKPOINT = "coco_prefix_best.pt"
+CHECKPOINT = "coco_prefix_average.pt"
 # The colour photographs of scikit-image that its documentation places in the public domain (CC0, NASA, SpaceX).
 GALLERY = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "retina.jpg", "rocket.jpg")
 

@@ -19,7 +19,7 @@ from common import Parser, replace_file  # noqa: E402
 
 PAGE = ROOT / "docs" / "options.md"
 FIRST = ("train", "predict", "evaluate", "check", "parse_coco")  # scripts that stand first; the others follow by name
-MODULES = {"data.download": "data/download.py", "models.hub": "python -m models.hub", "reports.run": "python -m reports.run"}
+MODULES = {"data.download": "data/download.py"} | {name: f"python -m {name}" for name in ("models.average", "models.hub", "reports.run")}
 COMMANDS = {"check": ("describe",)}  # first words that a script takes before it builds its parser
 HEADING = ("option", "values", "default", "what it does")
 DEFAULT = re.compile(r" *\(default:? ([^()]*(?:\([^()]*\)[^()]*)*)\)")

@@ -1,9 +1,9 @@
 """Checkpoints: bare state dicts under the published names, with a readable config beside them.
 
-`{prefix}-{epoch:03d}.pt`, `{prefix}_latest.pt` and `{prefix}_best.pt` hold weights. `{prefix}.json` holds everything that rebuilds the
-model, and how it was made. The weights carry a copy of the model's part in the state dict's `_metadata`, which load_state_dict ignores, so
-that a later run of the same name cannot change what they mean. A frozen language model is left out unless asked for. A published file has
-no config: models/published/recognise.py finds out what it is.
+`{prefix}-{epoch:03d}.pt`, `{prefix}_latest.pt`, `{prefix}_best.pt` and `{prefix}_average.pt` hold weights. `{prefix}.json` holds
+everything that rebuilds the model, and how it was made. The weights carry a copy of the model's part in the state dict's `_metadata`, which
+load_state_dict ignores, so that a later run of the same name cannot change what they mean. A frozen language model is left out unless
+asked for. A published file has no config: models/published/recognise.py finds out what it is.
 """
 
 import collections
@@ -32,7 +32,7 @@ from models.tuning import is_adapter, output_names
 from models.weights import build_language_model, find_weights, load_language_model, load_tokenizer, refuse_oversized
 
 OWN_CONFIG = "prefixcap"  # where a state dict's _metadata has the config, as JSON
-RUN_SUFFIX = re.compile(r"(-\d{3,}|_latest|_best)$")
+RUN_SUFFIX = re.compile(r"(-\d{3,}|_latest|_best|_average)$")
 
 
 def config_path(checkpoint):
@@ -49,8 +49,19 @@ def save_checkpoint(model, path, full=False):
         path: the file.
         full: include the language model even where it is frozen, with adapters merged in.
     """
-    state = collections.OrderedDict((name, tensor.detach().cpu()) for name, tensor in trained_state(model, full).items())
-    state._metadata = {OWN_CONFIG: {"model": json.dumps(dataclasses.asdict(model.config))}}
+    save_state(trained_state(model, full), model.config, path)
+
+
+def save_state(state, config, path):
+    """Write a state dict with its config in `_metadata`.
+
+    Args:
+        state: dict of name to tensor, on any device.
+        config: CaptionConfig.
+        path: the file.
+    """
+    state = collections.OrderedDict((name, tensor.detach().cpu()) for name, tensor in state.items())
+    state._metadata = {OWN_CONFIG: {"model": json.dumps(dataclasses.asdict(config))}}
     save_tensors(state, path)
 
 

@@ -40,8 +40,10 @@ python train.py --data ${FEATURES}_train.pkl --val_data ${FEATURES}_val.pkl --ou
   --mapping_type linear --tune lora --lora_dropout 0 --lr 3e-4 --mapper_lr 5e-4 --weight_decay 0.01 --epochs 5 \
   --best_by cider --resume $SMOKE
 
+CAPTIONER="$OUT"/coco_prefix_average.pt # of the last three epochs, so that no epoch is chosen on the photographs to be scored
+python -m models.average "$OUT"/coco_prefix-[0-9]*.pt --last 3 --out "$CAPTIONER"
 DECODING="--length_penalty 0 --beam_size 10 --rerank train --train_data ${FEATURES}_train.pkl"
-python evaluate.py --data ${FEATURES}_val.pkl --checkpoint "$OUT"/coco_prefix_best.pt --metrics $METRICS $DECODING \
+python evaluate.py --data ${FEATURES}_val.pkl --checkpoint "$CAPTIONER" --metrics $METRICS $DECODING \
   --baseline nearest --out "$OUT"/val.json
-python predict.py --data ${FEATURES}_val.pkl --checkpoint "$OUT"/coco_prefix_best.pt $DECODING --num_captions 5 \
+python predict.py --data ${FEATURES}_val.pkl --checkpoint "$CAPTIONER" $DECODING --num_captions 5 \
   --out "$OUT"/captions.json

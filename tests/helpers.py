@@ -26,7 +26,7 @@ def error_line(main, capsys, words):
     call(main, words, code=2)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
-    script = f"{main.__module__}.py: error: "
+    script = f"{main.__module__.rpartition('.')[2]}.py: error: "
     assert lines[0].startswith(script) and not lines[0].endswith(".."), lines
     return lines[0]
 

@@ -201,7 +201,7 @@ def test_the_changelog_names_every_script():
     text = read("CHANGELOG.md")
     assert text.startswith("# Changelog\n\n## Unreleased\n")
     scripts = {path.name for path in ROOT.glob("*.py")} - {"common.py"}
-    for name in {*scripts, "data/download.py", "python -m models.hub", "python -m reports.run"}:
+    for name in {*scripts, "data/download.py", "python -m models.average", "python -m models.hub", "python -m reports.run"}:
         assert f"`{name}`" in text, name
 
 
