@@ -17,6 +17,7 @@ from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT_FREED = 2**29  # bytes
 SMALLEST = 2**21  # multiplications; below this MKL finishes in the 15 microseconds that oneDNN needs to start
 
 
@@ -55,7 +56,7 @@ def keep_freed_memory():
     except (OSError, AttributeError, TypeError):
         return
     mallopt(M_MMAP_THRESHOLD, 2**28)
-    mallopt(M_TRIM_THRESHOLD, 2**29)
+    mallopt(M_TRIM_THRESHOLD, KEPT_FREED)
 
 
 @functools.cache

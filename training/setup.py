@@ -205,11 +205,16 @@ def describe_origin(settings, features, digest, argv=None):
 def estimate_memory(model, data, options, precision, device="cpu"):
     """Estimate the most memory that a step holds at once.
 
-    Activations are counted by running one batch of the run on tensors without content, which costs neither memory nor arithmetic.
+    Activations are counted by running the batch with the most tokens on tensors without content, which costs neither memory nor
+    arithmetic. On a CPU the freed memory that the C library keeps comes on top (models.operators.keep_freed_memory).
 
     Returns:
         Dict of bytes: peak, weights, gradients, optimizer, activations; None where this does not work with the language model.
     """
+    import torch
+
+    from models.operators import KEPT_FREED
+
     weights = sum(parameter.numel() for parameter in model.parameters()) * FLOAT32
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     counted = count_activations(model, data, options, precision, device)
@@ -221,12 +226,13 @@ def estimate_memory(model, data, options, precision, device="cpu"):
     # it runs, freed activations leave gaps that gradients fill only in part: half of them come on top, as measured with GPT-2.
     begins = activations + 2 * logits + max(trained) * FLOAT32 + gradients // 2
     ends = gradients + max(trained) * FLOAT32
-    peak = weights + averages + max(begins, ends)
+    kept = KEPT_FREED if torch.device(device).type == "cpu" else 0
+    peak = weights + averages + max(begins, ends) + kept
     return {"peak": peak, "weights": weights, "gradients": gradients, "optimizer": averages, "activations": activations}
 
 
 def count_activations(model, data, options, precision, device="cpu"):
-    """Count what the forward pass of one batch keeps for the backward pass.
+    """Count what the forward pass of the first epoch's longest batch keeps for the backward pass.
 
     Returns:
         Bytes kept, and bytes of the logits; None where it cannot be counted.
@@ -237,7 +243,8 @@ def count_activations(model, data, options, precision, device="cpu"):
     from features.packing import plan_epoch
     from models.tuning import find_blocks
 
-    numbers = plan_epoch(data.caption_rows, options.bs, options.sampling)[0]
+    lengths = data.tokens.lengths
+    numbers = max(plan_epoch(data.caption_rows, options.bs, options.sampling), key=lambda one: lengths[one].sum())
     batch = data.pack(numbers[: -(-len(numbers) // options.accumulate)])
     kept = {}  # from storage to its bytes and the tensor, which is held so that no other takes its place
 
