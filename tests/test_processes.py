@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import wait_until
 
 import evaluate
 import miniatures
@@ -51,6 +52,16 @@ def content(name):
     return Path(name).read_bytes(), Path(f"{name}.skipped.csv").read_bytes()
 
 
+def wait_for_pieces(name, processes):
+    """Wait until running processes have saved four pieces of a feature file."""
+
+    def enough():
+        assert all(process.poll() is None for process in processes), finish(processes)
+        return len(list(Path(f"{name}.pieces").glob("*.npz"))) >= 4
+
+    wait_until(enough)
+
+
 def test_one_process_shares_with_nobody():
     assert current() is ALONE
     assert ALONE.share([1, 2, 3]) == [1, 2, 3]
@@ -75,9 +86,7 @@ def test_a_killed_process_stops_the_others_and_any_number_resumes(photos, victim
     run(parse_folder.main, *words, "--out", "single.pkl")
     for count in (3, 1):
         processes = start(2, "parse_folder.py", [*words, "--out", "killed.pkl"])
-        while len(list(photos.glob("killed.pkl.pieces/*.npz"))) < 4:
-            assert all(process.poll() is None for process in processes), "ended before it could be killed"
-            time.sleep(0.01)
+        wait_for_pieces("killed.pkl", processes)
         os.kill(processes[victim].pid, signal.SIGKILL)
         killed = time.monotonic()
         codes, _, errors = finish(processes)
@@ -102,8 +111,7 @@ def test_a_process_that_falls_silent_stops_the_others_within_a_minute(photos, vi
     """Frozen, as one on a machine that has lost its network: it cannot be seen to be dead, and the first takes the store with it."""
     words = ["photos", "--val_share", 0, "--batch_size", 1, "--num_workers", 0, "--save_seconds", 0, "--out", "o.pkl"]
     processes = start(2, "parse_folder.py", words)
-    while len(list(photos.glob("o.pkl.pieces/*.npz"))) < 4:
-        time.sleep(0.01)
+    wait_for_pieces("o.pkl", processes)
     processes[victim].send_signal(signal.SIGSTOP)
     frozen = time.monotonic()
     codes, _, errors = finish(processes[1 - victim : 2 - victim])
@@ -119,8 +127,7 @@ def test_a_process_that_falls_silent_stops_the_others_within_a_minute(photos, vi
 def test_interrupted_processes_keep_their_pieces_and_say_nothing_of_deaths(photos):
     words = ["photos", "--val_share", 0, "--batch_size", 1, "--num_workers", 0, "--out", "o.pkl"]
     processes = start(2, "parse_folder.py", [*words, "--save_seconds", 0])
-    while len(list(photos.glob("o.pkl.pieces/*.npz"))) < 4:
-        time.sleep(0.01)
+    wait_for_pieces("o.pkl", processes)
     for process in processes:
         process.send_signal(signal.SIGINT)
     codes, _, errors = finish(processes)

@@ -89,9 +89,10 @@ class Bash:
 
 
 def call(words):
-    """Run "X.py …" in this process, in the working directory → its exit code."""
+    """Run "X.py …" or "-m X …" in this process, in the working directory → its exit code."""
+    name, *words = words[1:] if words[0] == "-m" else words
     try:
-        return importlib.import_module(words[0].removesuffix(".py")).main(words[1:])
+        return importlib.import_module(name.removesuffix(".py")).main(words)
     except SystemExit as end:
         return end.code
 
@@ -117,7 +118,9 @@ def test_a_recipe_runs_to_its_end(bash, tree, name):
     if name == "tini_tiny":
         tiny.save_tinyvit(tree / "data/weights/tinyvit")
     assert bash.run(ROOT / f"recipes/{name}.sh") == 0, bash.commands
-    called = [words for words, _ in bash.commands if words[0] != "predict.py"]
+    called = [words for words, _ in bash.commands if words[0] not in ("predict.py", "-m")]
+    averaged = [words[1] for words, _ in bash.commands if words[0] == "-m"]
+    assert averaged == (["models.average"] if name == "flickr8k_small" else [])
     assert [words[0] for words in called[-3:]] == ["check.py", "train.py", "evaluate.py"]
     checked = dict((words[0], code) for words, code in bash.commands)["check.py"]
     assert checked == (1 if name.startswith("instagram") else 0), "posts are long, which is a problem; nothing else here is one"

@@ -1,5 +1,6 @@
 """How processes of one command part: nobody takes the store away from those that still need it, and last words are not overwritten."""
 
+import signal
 import threading
 import time
 
@@ -14,6 +15,7 @@ from features import watch
 def pair(monkeypatch):
     """Function of a store: two Watches of one command, which have met."""
     monkeypatch.setattr(watch, "BEAT", 0.02)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)  # what a Watch sends to its process when another has failed
     made = []
 
     def meet(store):
@@ -26,8 +28,11 @@ def pair(monkeypatch):
         return watches
 
     yield meet
+    for one in made:
+        one.end(0)
     for one in reversed(made):
         one.close()
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("code", [0, 2, watch.INTERRUPTED])
@@ -41,8 +46,7 @@ def test_the_first_process_stays_until_the_others_have_learned_how_it_ended(pair
     assert leaving.is_alive()
     second.settle(seconds=5)
     second.close()
-    leaving.join(timeout=5)
-    assert not leaving.is_alive()
+    wait_until(lambda: not leaving.is_alive())
 
 
 class SlowStore(HashStore):
@@ -61,11 +65,10 @@ class SlowStore(HashStore):
 
 def test_a_sign_of_life_on_its_way_does_not_hide_the_last_words(pair):
     store = SlowStore()
-    first, second = pair(store)
+    _, second = pair(store)
     store.on_its_way.clear()
     wait_until(store.on_its_way.is_set)
     second.end(0)
     second.close()
     time.sleep(0.5)
     assert b'"code": 0' in store.get("process/1")
-    first.end(0)
