@@ -135,7 +135,11 @@ def show(out):
         )
     pictures = [str(Path(skimage.__file__).parent / "data" / name) for name in GALLERY]
     outputs = ["--plot", str(out / "gallery.png"), "--out", str(out / "gallery.json")]
-    run_script(["predict.py", "--checkpoint", str(checkpoint), "--length_penalty", "0", *outputs, *pictures])
+    decoding = ["--length_penalty", "0", "--beam_size", "10"]  # as the recipe's
+    features = out / "features_train.pkl"
+    if features.exists():
+        decoding += ["--rerank", "train", "--train_data", str(features)]
+    run_script(["predict.py", "--checkpoint", str(checkpoint), *decoding, *outputs, *pictures])
 
 
 @one_line_errors
