@@ -108,7 +108,7 @@ class Watch:
         """Stop watching. The first process, which may hold the store, stays until the others need it no more."""
         if self.number == 0:
             until = time.monotonic() + GRACE
-            while time.monotonic() < until and not all(one["left"] or self._is_gone(one) for one in self._others.values()):
+            while time.monotonic() < until and not all(map(self._has_left, self._others)):
                 time.sleep(0.02)
         else:
             self._me["left"] = True
@@ -132,6 +132,9 @@ class Watch:
         self._answered = time.monotonic()
         # Looked for before its last words were read, so that a process that ended properly is not called dead.
         self._dead |= {number for number in gone if not self._others[number]["ended"]}
+
+    def _has_left(self, number):
+        return number in self._dead or self._others[number]["left"] or self._is_gone(self._others[number])
 
     def _is_gone(self, one):
         if not one["place"] or one["place"] != self._me["place"]:

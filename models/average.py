@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from common import Parser, UserError, one_line_errors
-from models.checkpoints import config_path, read_config, read_own_config, save_state
+from models.checkpoints import find_config, save_state
 from models.published.recognise import plain_state
 from models.tensors import read_tensors
 
@@ -57,10 +57,8 @@ def _agree(one, other):
 def _read(path):
     """Read a checkpoint. Returns its state dict and its config. Raises UserError."""
     content = read_tensors(path)
-    config, beside = read_own_config(content, path), config_path(path)
-    if config is None and beside.is_file():
-        config = read_config(beside)
-    if config is None or isinstance(config, dict):
+    config = find_config(content, path)
+    if isinstance(config, dict):
         raise UserError(f"{path} has no config; expected a checkpoint that train.py wrote. Published weights cannot be averaged.")
     return plain_state(content, path), config
 

@@ -102,6 +102,12 @@ def read_own_config(content, path):
     return check_config({"model": model}, path)
 
 
+def find_config(content, path):
+    """Read the config of weights: their own, else that of the file beside. Returns what read_config does, or {} where there is none."""
+    beside = config_path(path)
+    return read_own_config(content, path) or (read_config(beside) if beside.is_file() else {})
+
+
 def carries_config(path):
     """Tell whether a file of weights carries its config, without reading the weights."""
     try:
@@ -146,9 +152,7 @@ def open_checkpoint(path, gpt2_type=None):
     found = find_weights(str(path), f"{path}.pt")
     path = found if found is not None and found.is_file() else find_published(str(path)) or Path(path)
     content = read_tensors(path)
-    beside = config_path(path)
-    config = read_own_config(content, path) or (read_config(beside) if beside.is_file() else {})
-    return recognise(content, path, config, gpt2_type)
+    return recognise(content, path, find_config(content, path), gpt2_type)
 
 
 def load_checkpoint(path, gpt2_type=None, device="cpu"):

@@ -49,6 +49,18 @@ def test_the_first_process_stays_until_the_others_have_learned_how_it_ended(pair
     wait_until(lambda: not leaving.is_alive())
 
 
+def test_the_first_process_does_not_wait_for_one_that_has_fallen_silent(pair, monkeypatch):
+    monkeypatch.setattr(watch, "SILENCE", 0.2)
+    first, second = pair(HashStore())
+    monkeypatch.setattr(second, "_say", lambda: None)
+    wait_until(first._find_fault)
+    first.end(2)
+    monkeypatch.setattr(watch, "GRACE", 10_000)
+    leaving = threading.Thread(target=first.close, daemon=True)
+    leaving.start()
+    wait_until(lambda: not leaving.is_alive())
+
+
 class SlowStore(HashStore):
     """A store that takes its time over signs of life, and none over last words."""
 
