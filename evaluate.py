@@ -26,10 +26,11 @@ from evaluation.truth import decode_pictures, embed_for_clipscore, find_rows, lo
 from features.embeddings import select_rows
 from features.processes import current, together
 from features.store import load_features
-from prediction.captions import add_decoding_options, add_rerank_option, add_running_options, check_rerank, learn_from_training_set
+from prediction.captions import add_decoding_options, add_running_options
 from prediction.datastores import add_store_options, attach_stores
 from prediction.inputs import refuse_addresses
 from prediction.loading import load_captioner
+from prediction.reranking import add_rerank_option, check_rerank, learn_from_training_set
 
 MOST_DRAWS = 1_000_000
 

@@ -15,22 +15,12 @@ from pathlib import Path
 
 from common import Parser, UserError, one_line_errors, resolve_output
 from features.processes import current, together
-from prediction.captions import (
-    SUFFIXES,
-    add_decoding_options,
-    add_rerank_option,
-    add_running_options,
-    caption_all,
-    caption_and_rerank,
-    check_rerank,
-    learn_from_training_set,
-    print_captions,
-    write_captions,
-)
+from prediction.captions import SUFFIXES, add_decoding_options, add_running_options, caption_all, print_captions, write_captions
 from prediction.clipxgpt import add_clipxgpt_options, find_checkpoints, print_generated, write_titled
 from prediction.datastores import add_store_options
 from prediction.inputs import audio_of, encode_files, expand_names, find_files, read_features, refuse_addresses
 from prediction.loading import load_encoders, load_models
+from prediction.reranking import add_rerank_option, caption_and_rerank, check_rerank, learn_from_training_set
 
 
 def build_parser():

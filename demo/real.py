@@ -28,6 +28,8 @@ PACKAGES = {  # requirement -> SHA-256 of its wheel
 }
 RECIPE = "recipes/flickr8k_small.sh"
 CHECKPOINT = "coco_prefix_average.pt"
+DECODING = "--length_penalty 0 --beam_size 10"  # as the recipe's
+CHOICE = "--rerank train --train_data"  # likewise, before the training set's features
 # The colour photographs of scikit-image that its documentation places in the public domain (CC0, NASA, SpaceX).
 GALLERY = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "retina.jpg", "rocket.jpg")
 
@@ -135,10 +137,10 @@ def show(out):
         )
     pictures = [str(Path(skimage.__file__).parent / "data" / name) for name in GALLERY]
     outputs = ["--plot", str(out / "gallery.png"), "--out", str(out / "gallery.json")]
-    decoding = ["--length_penalty", "0", "--beam_size", "10"]  # as the recipe's
+    decoding = DECODING.split()
     features = out / "features_train.pkl"
     if features.exists():
-        decoding += ["--rerank", "train", "--train_data", str(features)]
+        decoding += [*CHOICE.split(), str(features)]
     run_script(["predict.py", "--checkpoint", str(checkpoint), *decoding, *outputs, *pictures])
 
 

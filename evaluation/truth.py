@@ -10,7 +10,8 @@ from evaluation.by_image import ByImage, ImageIndex, OfEveryImage
 from evaluation.references import Prediction, References, list_some, match_references, name_domain, read_references
 from features.embeddings import select_rows
 from features.image_ids import plain_id
-from prediction.captions import RERANK_BLOCK, caption_all, caption_and_rerank
+from prediction.captions import caption_all
+from prediction.reranking import RERANK_BLOCK, caption_and_rerank
 
 TEXT_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")
 
@@ -67,14 +68,14 @@ def load_truth(data, references):
     return embedded.references, pictures or embedded
 
 
-def decode_pictures(model, pictures, options, train=None):
+def decode_pictures(model, pictures, options, learned=None):
     """Caption every image of a feature file, and choose among the captions where --rerank says so.
 
     Args:
         model: ClipCaptionModel.
         pictures: Pictures.
         options: as caption_all takes them, and of evaluate.py.
-        train: what prediction.captions.learn_from_training_set returns.
+        learned: what prediction.reranking.learn_from_training_set returns.
 
     Returns:
         dict of key to Prediction.
@@ -84,7 +85,7 @@ def decode_pictures(model, pictures, options, train=None):
     ids = list(pictures.ids.values())
     if options.rerank:
         encoder = options.clip_model_type or pictures.features.meta.get("encoder") or model.config.encoder
-        captions = caption_and_rerank(model, embeddings, options, encoder, train, return_ended=True, image_ids=ids)
+        captions = caption_and_rerank(model, embeddings, options, encoder, learned, return_ended=True, image_ids=ids)
     else:
         captions = caption_all(model, embeddings, options, return_ended=True, image_ids=ids)
     predictions = {}

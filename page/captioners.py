@@ -5,10 +5,11 @@ from pathlib import Path
 
 from common import UserError
 from page.words import explain_words
-from prediction.captions import BY_CLIP, caption_all, choose_captions
+from prediction.captions import caption_all
 from prediction.datastores import attach_stores
 from prediction.inputs import refuse_addresses
 from prediction.loading import load_captioner, load_encoders
+from prediction.reranking import BY_CLIP, choose_captions
 
 
 @dataclasses.dataclass(frozen=True)

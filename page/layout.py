@@ -16,7 +16,8 @@ from page.gate import MOST_FILES, Page, gr_text
 from page.results import SCRIPT, show_cards, show_hint, show_outcomes, show_problem
 from page.settings import DECODINGS, MOST_BEAMS, MOST_CAPTIONS, MOST_PROMPT, RERANKINGS, TEMPERATURES, TOP_PS, check_settings
 from page.uploads import own_path
-from prediction.captions import BY_CLIP, write_captions
+from prediction.captions import write_captions
+from prediction.reranking import BY_CLIP
 from reports.pictures import data_uri
 
 TITLE = "PrefixCap"

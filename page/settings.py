@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from common import UserError
-from prediction.captions import WITHOUT_FILES
+from prediction.reranking import WITHOUT_FILES
 
 DECODINGS = ("beam", "greedy", "sample")
 RERANKINGS = ("none", *WITHOUT_FILES)
@@ -24,7 +24,7 @@ class Settings:
     top_p: float = 1.0
     text_prompt: str | None = None
     rerank: str | None = None
-    # What the page does not ask for, as in prediction.captions.add_decoding_options and add_rerank_option.
+    # What the page does not ask for, as in add_decoding_options and add_rerank_option of prediction.
     rerank_weight: float | None = None
     entry_length: int = 67
     seed: int = 0

@@ -24,8 +24,8 @@ from page.results import show_outcomes
 from page.settings import RERANKINGS, Settings, check_settings
 from page.words import explain_words, join_pieces
 from page.worker import Worker
-from prediction.captions import caption_and_rerank
 from prediction.inputs import encode_pictures
+from prediction.reranking import caption_and_rerank
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = ("beam", 5, 1, 1.0, 1.0, "", "none")

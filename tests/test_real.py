@@ -57,7 +57,10 @@ def test_the_recipe_gets_the_folders(tmp_path, recipe, monkeypatch, split):
         "TRAIN": str(photos / "train" if split else photos), "VAL": str(photos / "val") if split else "", "OUT": str(tmp_path / "out"),
         "ENCODER": f"timm:{tmp_path}/weights/tf_efficientnet_lite2", "LANGUAGE_MODEL": f"{tmp_path}/weights/smollm2-135m",
     }  # fmt: skip
-    assert set(told) <= {line.split("=")[0] for line in (ROOT / real.RECIPE).read_text().splitlines()}
+    recipe_text = (ROOT / real.RECIPE).read_text()
+    assert set(told) <= {line.split("=")[0] for line in recipe_text.splitlines()}
+    assert f"/{real.CHECKPOINT} " in recipe_text  # what the gallery is made with
+    assert f'DECODING="{real.DECODING} {real.CHOICE} ' in recipe_text
     assert len(pages) == 1
 
 

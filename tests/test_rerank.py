@@ -6,7 +6,7 @@ import torch
 import evaluate
 import predict
 from evaluating import FAST, read, stand_in_tower
-from prediction.captions import rerank
+from prediction.reranking import rerank_by_clip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,9 +25,9 @@ class PlainTower:
 
 def test_the_nearest_caption_comes_first_and_equal_ones_keep_their_order():
     captions = [[("x", -1.0), ("y", -2.0), ("a z", -3.0), ("b z", -4.0)]]
-    found = rerank(captions, torch.tensor([[0.1, -0.5, 0.9]]), PlainTower(), 4)
+    found = rerank_by_clip(captions, torch.tensor([[0.1, -0.5, 0.9]]), PlainTower(), 4)
     assert found == [[("a z", -3.0), ("b z", -4.0), ("x", -1.0), ("y", -2.0)]]
-    assert rerank(captions, torch.tensor([[0.1, -0.5, 0.9]]), PlainTower(), 1) == [found[0][:1]]
+    assert rerank_by_clip(captions, torch.tensor([[0.1, -0.5, 0.9]]), PlainTower(), 1) == [found[0][:1]]
 
 
 def test_cosine_and_score_are_weighed_in_standard_deviations():
@@ -44,10 +44,10 @@ def test_cosine_and_score_are_weighed_in_standard_deviations():
     for weight in (0.0, 0.5, 1.0, 3.0):
         totals = [cosine + weight * score for cosine, score in zip(plain(cosines), plain(scores))]
         expected = [captions[0][place] for place in sorted(range(4), key=lambda place: -totals[place])]
-        assert rerank(captions, image, PlainTower(), 4, weight) == [expected]
+        assert rerank_by_clip(captions, image, PlainTower(), 4, weight) == [expected]
         orders.add(tuple(expected))
     assert len(orders) > 1
-    assert rerank([[("x", -1.0)] * 2], image, PlainTower(), 2, 1.0) == [[("x", -1.0)] * 2]
+    assert rerank_by_clip([[("x", -1.0)] * 2], image, PlainTower(), 2, 1.0) == [[("x", -1.0)] * 2]
 
 
 def test_reranked_captions_lie_nearer_to_their_pictures(mini_demo, monkeypatch, workdir):
