@@ -20,6 +20,7 @@ ENCODER=${ENCODER:-timm:data/weights/tf_efficientnet_lite2}
 LANGUAGE_MODEL=${LANGUAGE_MODEL:-data/weights/smollm2-135m}
 OUT=${OUT:-checkpoints/${RECIPE_SMOKE:+smoke_}flickr8k_small}
 METRICS=${METRICS:-bleu meteor rouge cider}
+SEED=${SEED:-0}
 SMOKE=${RECIPE_SMOKE:+--max_steps 3 --log_every 1 --device cpu} # RECIPE_SMOKE=1: a trial of three steps
 FEATURES=$OUT/features
 
@@ -38,7 +39,7 @@ python check.py ${FEATURES}_{train,val}.pkl || [ -n "${GO_ON:-}" ] # stops at a 
 
 python train.py --data ${FEATURES}_train.pkl --val_data ${FEATURES}_val.pkl --out_dir "$OUT" --language_model "$LANGUAGE_MODEL" \
   --mapping_type linear --tune lora --lora_dropout 0 --lr 3e-4 --mapper_lr 5e-4 --weight_decay 0.01 --epochs 5 \
-  --best_by cider --resume $SMOKE
+  --best_by cider --seed "$SEED" --resume $SMOKE
 
 CAPTIONER="$OUT"/coco_prefix_average.pt # of the last three epochs, so that no epoch is chosen on the photographs to be scored
 python -m models.average "$OUT"/coco_prefix-[0-9]*.pt --last 3 --out "$CAPTIONER"
