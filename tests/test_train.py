@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 import tiny
+import train
+from helpers import error_line
 from launched import finish, start
 from running import assert_equal_states, run, save_data, state_of
 from training.optimizer import learning_rate
@@ -139,6 +141,14 @@ def test_a_sharded_model_is_refused_in_one_line(data, tiny_gpt2, capsys, monkeyp
     run(tiny_gpt2, code=2)
     (line,) = capsys.readouterr().err.splitlines()
     assert "accelerate is set up for FSDP" in line
+
+
+def test_processes_that_would_train_apart_are_refused_in_one_line(data, tiny_gpt2, capsys, monkeypatch):
+    """As on a machine whose accelerator accelerate cannot share, such as mps."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    words = ["--data", "train.pkl", "--out_dir", "out", "--gpt2_type", str(tiny_gpt2)]
+    assert "a launcher started 2 processes, and on cpu each would train for itself" in error_line(train.main, capsys, words)
 
 
 def test_the_schedule_is_the_published_one():

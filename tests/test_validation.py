@@ -113,7 +113,9 @@ def test_two_processes_validate_as_one(data, tiny_gpt2):
     more = ["--gpt2_dropout", "0", "--max_steps", "6", "--val_data", "val.pkl", "--val_every", "4", "--best_by", "cider", "--prefix"]
     assert train.main(words(tiny_gpt2, *more, "one")) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541", train.__file__]
-    done = subprocess.run([*command, *words(tiny_gpt2, *more, "two")], capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    without_device = " ".join(words(tiny_gpt2, *more, "two")).replace("--device cpu ", "").split()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*command, *without_device], capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr
     one, two = validated("one"), validated("two")
     assert [line["step"] for line in one] == [line["step"] for line in two] == [4, 6]

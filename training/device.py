@@ -20,8 +20,9 @@ def start_accelerator(options):
         accelerate.Accelerator; its mixed_precision is "no", "bf16" or "fp16". Weights stay float32 either way.
 
     Raises:
-        UserError: a device, precision or tracker that this machine does not have, or a sharded model.
+        UserError: a device, precision or tracker that this machine does not have, a sharded model, or processes that cannot train together.
     """
+    import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
@@ -34,7 +35,8 @@ def start_accelerator(options):
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     # A second run in one process (a notebook, a test) must not inherit the settings of the first.
     AcceleratorState._reset_state(reset_partial_state=True)
-    cpu = options.device == "cpu"
+    # On a CPU accelerate brings a launcher's processes together only where it is told that the device is one.
+    cpu = options.device == "cpu" or (options.device is None and not torch.accelerator.is_available())
     device_type = PartialState(cpu=cpu).device.type
     if options.device and options.device != device_type:
         raise UserError(f"--device {options.device} is not available; this machine offers {device_type}. Leave --device out.")
@@ -44,6 +46,10 @@ def start_accelerator(options):
     check_tracker(options.tracker)
     tracker = None if options.tracker == "none" else options.tracker
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=tracker, project_dir=options.out_dir)
+    started = int(os.environ.get("WORLD_SIZE") or 1)
+    if accelerator.num_processes != started:
+        found = f"a launcher started {started} processes, and on {device_type} each would train for itself"
+        raise UserError(f"{found}. Start one process, or give --device cpu.")
     name = "fp32" if precision == "no" else precision
     accelerator.print(f"device: {accelerator.device}, {accelerator.num_processes} process(es); precision: {name} ({reason})")
     return accelerator
