@@ -23,7 +23,12 @@ NAMES = [path.stem for path in RECIPES]
 TWO_PARTS = ("food", "flickr8k_small")
 LONG = ("tini_tiny", "instagram_full", "instagram_head")  # TinyViT has no small form; the others differ little from those that stay
 FAST = {"RECIPE_SMOKE": "1", "METRICS": "bleu rouge cider", "DATASET": "instagram"}
-FAST |= {"TRAIN": "data/flickr30k/flickr30k_images/results.csv", "ENCODER": "ViT-B/32", "LANGUAGE_MODEL": "gpt2"}  # of flickr8k_small
+FAST |= {
+    "TRAIN": "data/flickr30k/flickr30k_images/results.csv",
+    "ENCODER": "ViT-B/32",
+    "LANGUAGE_MODEL": "gpt2",
+    "PROCESSES": "1",
+}  # of flickr8k_small
 # What a recipe calls in place of Python: it hands its words to this process, which has torch loaded, and waits for the exit code.
 STAND_IN = """#!/bin/bash
 printf '%s\\0' "$@" > "$RECIPE_CALLS/words"
@@ -177,16 +182,20 @@ def test_a_recipe_says_what_it_is(recipe):
 
 
 @pytest.mark.slow
-def test_a_recipe_runs_with_the_real_python(tree, tmp_path):
+@pytest.mark.parametrize(("recipe", "data"), [("food", "food"), ("flickr8k_small", "flickr30k")])
+def test_a_recipe_runs_with_the_real_python(tree, tmp_path, recipe, data):
+    """flickr8k_small trains in two processes then."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (tmp_path / "bin/python").chmod(0o755)
     (tmp_path / "data").mkdir()
-    for name in ("food", "weights"):
+    for name in (data, "weights"):
         (tmp_path / "data" / name).symlink_to(tree / "data" / name)
     for script in ROOT.glob("*.py"):
         (tmp_path / script.name).symlink_to(script)
     environment = {**os.environ, **FAST, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["bash", str(ROOT / "recipes/food.sh")], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    environment |= {"PROCESSES": "2", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", str(ROOT / f"recipes/{recipe}.sh")], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert scores_of(tmp_path, "food")["scores"]["BLEU-1"] >= 0
+    assert ("2 process(es)" in done.stdout) == (recipe == "flickr8k_small")
+    assert scores_of(tmp_path, recipe)["scores"]["BLEU-1"] >= 0
