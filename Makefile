@@ -35,7 +35,7 @@ real: $(READY)
 # Two processes of one thread each: the tests' models are too small for more.
 test: export OMP_NUM_THREADS ?= 1
 test: $(READY)
-	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup --max-worker-restart 0
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --max-worker-restart 0
 
 test-slow: $(READY)
 	@$(BIN)/python -m pytest -m slow

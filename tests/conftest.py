@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MINI_DEMO = {"scenes": 400, "heldout": 40, "clip_steps": 150, "gpt2_steps": 60, "clip_batch": 32}
 MINI_DEMO |= {"colours": ("red", "blue"), "shapes": ("circle", "square")}
 MINI_TRAIN = "--prefix_length 4 --bs 20 --epochs 4 --lr 2e-3 --warmup_steps 10 --sampling captions"
+SLOWEST_FIXTURE = re.compile(r"\b(mini_demo|stand_in_tower)\b")  # and the one in tests/evaluating.py that needs it
 for folder in (str(ROOT / "tests"), str(ROOT)):
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -34,11 +36,17 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     """Keep together, where pytest-xdist runs tests in several processes, those of a file, and those that share the slowest fixture."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("mini_demo" if "mini_demo" in item.fixturenames else item.path.name))
+    from xdist.scheduler import LoadFileScheduling
+
+    class KeepTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "mini_demo" if SLOWEST_FIXTURE.search((ROOT / file).read_text(encoding="utf-8")) else file
+
+    return KeepTogether(config, log)
 
 
 @pytest.fixture(scope="session")
