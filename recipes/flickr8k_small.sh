@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Goal        a captioner of real photographs from a thousand of them, on a CPU: EfficientNet-Lite2 features, a linear
 #             mapper, and SmolLM2-135M with LoRA.
-# Hardware    two CPU cores and 7 GB of memory, or PROCESSES=1 and 5 GB. 800 photographs took 39 minutes with one process on one
+# Hardware    two CPU cores and 8 GB of memory, or PROCESSES=1 and 5 GB. 800 photographs took 39 minutes with one process on one
 #             core with bf16 (AMD), and 56 on two without (Intel). Two processes train 1.2 to 1.6 times as fast.
 # Data        Flickr8k, or any folder that parse_folder.py reads. Get Flickr8k with:
 #               python data/download.py flickr8k
