@@ -2,11 +2,13 @@
 
     python parse_folder.py photos/                                    # data/photos_ViT-B_32_train.pkl and ..._val.pkl
     python parse_folder.py photos/ --val_share 0 --out mine.pkl       # one file
+    python parse_folder.py more_photos/ --split test                  # data/more_photos_ViT-B_32_test.pkl
     python parse_folder.py recordings/ --clip_model_type ViT-B/32     # sounds, as spectrograms
 
 Captions are in a metadata.csv or metadata.jsonl with file_name and caption (or text), in the folder or in any folder below it; file names
 count from where it is. Several rows, or a list, give a picture several captions. Or they are in a .txt beside each picture (cat.jpg,
-cat.txt), one per line. One picture in ten goes into the validation file, with all its captions.
+cat.txt), one per line. One picture in ten goes into the validation file, with all its captions, unless --split says that the folder is
+held out as a whole.
 
 Interrupted jobs resume when you run the same command again. Pictures that are missing or cannot be read are skipped and listed in
 {out}.skipped.csv. docs/your-own-data.md shows the layouts.
@@ -28,6 +30,7 @@ from features.tables import decode_text, plain_name, read_table
 from models.encoders import ENCODER_HELP, load_encoder
 
 METADATA = ("metadata.csv", "metadata.jsonl")
+VAL_SHARE = 0.1
 EXPECTED = "a metadata.csv or metadata.jsonl with file_name and caption, or a .txt beside each picture"
 
 
@@ -36,9 +39,15 @@ def parse_options(argv=None):
     parser = Parser(prog="parse_folder.py", description=__doc__)
     group = parser.add_argument_group("data")
     group.add_argument("folder", type=Path, metavar="FOLDER", help="folder of pictures or sounds, and of their captions")
-    add_own_data_options(parser, val_share=0.1)
+    group.add_argument("--split", choices=("train", "val", "test"), default="train",
+                       help="what the folder is for; val and test are held out as a whole (default train)")  # fmt: skip
+    add_own_data_options(parser, VAL_SHARE)
     add_options(parser, ENCODER_HELP)
-    return parser.parse_args(argv)
+    parser.set_defaults(val_share=None)
+    args = parser.parse_args(argv)
+    if args.val_share is None:
+        args.val_share = VAL_SHARE if args.split == "train" else 0
+    return args
 
 
 def kind_of(path):
@@ -117,12 +126,12 @@ def read_beside(texts, captions):
         print(f"{len(foreign)} .txt file(s) are not UTF-8; {foreign[0][0]}, for example, was read as {foreign[0][1]}")
 
 
-def write_features(records, kind, out, args, source, val_share):
+def write_features(records, kind, out, args, source, val_share, split="train"):
     """Check the files, load the encoder once, write the feature file, or two of them."""
     from models.operators import accelerate_model  # imports torch, which --help does without
 
     check_images(records, args.max_skipped)
-    files = plan_files(records, out, "train", val_share, args.seed)
+    files = plan_files(records, out, split, val_share, args.seed)
     encoder = encoder_for(kind, load_encoder, args)
     accelerate_model(encoder.module)
     extract_files(files, encoder, args.seed, source=source, **extract_options(args))
@@ -143,8 +152,8 @@ def main(argv=None):
     records, kind, bare = read_folder(args.folder, args.caption_column)
     describe(args.folder, records, kind, bare)
     name = printable_name(os.path.basename(os.path.realpath(args.folder))) or "folder"
-    out = args.out or Path("data") / f"{name}_{file_stem(args.clip_model_type)}_train.pkl"
-    write_features(records, kind, out, args, args.folder, args.val_share)
+    out = args.out or Path("data") / f"{name}_{file_stem(args.clip_model_type)}_{args.split}.pkl"
+    write_features(records, kind, out, args, args.folder, args.val_share, args.split)
 
 
 if __name__ == "__main__":

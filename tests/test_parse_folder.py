@@ -113,6 +113,21 @@ def test_files_that_are_missing_or_no_pictures_are_skipped_and_listed(photos):
     assert set(texts("two_train.pkl")) | set(texts("two_val.pkl")) == readable
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_folder_that_is_held_out_is_one_file_of_that_split(photos, split, capsys):
+    write("photos/metadata.csv", "file_name,caption\n0.jpg,One.\n1.jpg,Two.\n")
+    assert parse_folder.main(["photos", "--split", split]) == 0
+    out = f"data/photos_ViT-B_32_{split}.pkl"
+    assert [str(path) for path in Path("data").glob("*.pkl")] == [out]
+    assert load_features(out).meta["split"] == split
+    assert f"next: python evaluate.py --data {out}" in capsys.readouterr().out
+
+
+def test_a_held_out_validation_folder_is_not_split_again(photos, capsys):
+    write("photos/metadata.csv", "file_name,caption\n0.jpg,One.\n1.jpg,Two.\n")
+    assert "--split val is one" in error_line(capsys, ["photos", "--split", "val", "--val_share", "0.5"])
+
+
 class Stopping:
     """An encoder that is interrupted after some batches, and counts them."""
 
