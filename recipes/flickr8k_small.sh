@@ -23,8 +23,7 @@ OUT=${OUT:-checkpoints/${RECIPE_SMOKE:+smoke_}flickr8k_small}
 METRICS=${METRICS:-bleu meteor rouge cider}
 SEED=${SEED:-0}
 PROCESSES=${PROCESSES:-$(python -c 'import os, torch; print(torch.cuda.device_count() or min(2, os.cpu_count()))')} # train together
-LAUNCHER="env OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} python -m torch.distributed.run --standalone --nproc_per_node $PROCESSES"
-if [ "$PROCESSES" = 1 ]; then TRAINER=python; else TRAINER=$LAUNCHER; fi
+if [ "$PROCESSES" = 1 ]; then TRAINER=python; else TRAINER="python -m training.launch $PROCESSES"; fi
 SMOKE=${RECIPE_SMOKE:+--max_steps 3 --log_every 1 --device cpu} # RECIPE_SMOKE=1: a trial of three steps
 FEATURES=$OUT/features
 

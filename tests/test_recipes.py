@@ -15,6 +15,8 @@ import pytest
 import miniatures
 import tiny
 import tiny_towers
+from helpers import error_line
+from training import launch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parent.parent
@@ -199,3 +201,18 @@ def test_a_recipe_runs_with_the_real_python(tree, tmp_path, recipe, data):
     assert done.returncode == 0, done.stderr
     assert ("2 process(es)" in done.stdout) == (recipe == "flickr8k_small")
     assert scores_of(tmp_path, recipe)["scores"]["BLEU-1"] >= 0
+
+
+@pytest.mark.parametrize("words", [[], ["2"], ["0", "train.py"], ["-1", "train.py"], ["two", "train.py"]])
+def test_a_number_of_processes_that_is_none_is_refused_in_one_line(capsys, words):
+    assert "expected a number of processes and a script" in error_line(launch.main, capsys, words)
+
+
+@pytest.mark.slow
+def test_a_mistake_in_two_processes_ends_in_its_line_and_exit_code():
+    command = [sys.executable, "-m", "training.launch", "2", "train.py", "--nonsense"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert lines, "nothing was said"
+    assert all(line.startswith("train.py: error: unrecognized arguments: --nonsense") for line in lines)
