@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """Print `message` as one line on stderr and leave with exit code 2."""
-        print(f"{self.prog}: error: {' '.join(message.split())} (see --help)", file=sys.stderr)
+        print_error(self.prog, f"{' '.join(message.split())} (see --help)")
         raise SystemExit(2)
 
 
@@ -110,6 +110,11 @@ def utf8_text(text):
     return text
 
 
+def print_error(program, message):
+    """Print one line on stderr in a single write, so that several processes of one launcher never mix their lines."""
+    print(f"{program}: error: {message}\n", end="", file=sys.stderr)
+
+
 def one_line_errors(main):
     """Decorate a script's main: a UserError or OSError becomes one line on stderr and exit code 2.
 
@@ -131,7 +136,7 @@ def one_line_errors(main):
             raise SystemExit(130) from None
         except (UserError, OSError) as error:
             message = error if isinstance(error, UserError) else UserError(error)
-            print(f"{Path(sys.modules[main.__module__].__file__).name}: error: {message}", file=sys.stderr)
+            print_error(Path(sys.modules[main.__module__].__file__).name, message)
             raise SystemExit(2) from None
 
     return wrapped
