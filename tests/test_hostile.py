@@ -3,12 +3,14 @@
 import subprocess
 import sys
 
+import pytest
 from waiting import PATIENCE
 
 from benchmarks.hostile_kinds import KINDS, draw_case
 from benchmarks.hostile_runs import judge
 
 
+@pytest.mark.slow
 def test_hostile_inputs_end_well_or_in_one_line(root):
     """In a process of its own: it forks, which the threads of other tests do not survive."""
     command = [sys.executable, "-m", "benchmarks.hostile", "--quick", "--inputs", "60", "--seed", "1"]

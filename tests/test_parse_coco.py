@@ -220,7 +220,8 @@ def test_user_mistakes_end_in_one_line_and_leave_nothing(tree, capsys):
     assert files() == before
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 5])
 def test_killed_at_random_moments_the_result_has_the_same_bytes(kills, tree, root):
     rows = []
     for number in range(150):

@@ -153,7 +153,8 @@ def test_sounds_are_handed_over_undecoded(world, monkeypatch):
     for argv in (["sounds"], ["sounds.parquet", "--streaming", "--spectrogram", "published"]):
         assert parse_huggingface.main([*argv, "--num_workers", "0"]) == 0
         assert rows_of("data/sounds_ViT-B_32_train.pkl")[0] == [(0, "Rain."), (0, "Water."), (1, "A dog.")]
-    assert asked[:2] == [("mel", b"one"), ("mel", b"two")]
+    # Threads read the sounds, in no fixed order.
+    assert sorted(asked[:2]) == [("mel", b"one"), ("mel", b"two")]
     assert [how for how, _ in asked[2:]] == ["published"] * 2
 
 

@@ -54,6 +54,7 @@ def test_a_second_run_with_the_same_out_ends_in_one_line(photos, capsys):
     assert parse_folder.main(["photos", "--val_share", "0", "--out", "one.pkl"]) == 0
 
 
+@pytest.mark.slow
 def test_runs_at_once_give_one_whole_file(photos, root):
     """Two equal commands: each writes the whole file or ends in one line that names the writer."""
     Path("photos/metadata.csv").write_text("file_name,caption\n" + "".join(f"{n % 10}.jpg,Picture {n}.\n" for n in range(10)))

@@ -70,6 +70,7 @@ def test_one_process_shares_with_nobody():
     assert ALONE.first_does(lambda number: number + 1, 1) == 2
 
 
+@pytest.mark.slow
 def test_two_processes_parse_as_one(photos):
     run(parse_folder.main, *PARSE, "--out", "one.pkl")
     printed = launch(2, "parse_folder.py", *PARSE, "--out", "two.pkl")

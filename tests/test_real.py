@@ -82,7 +82,7 @@ def test_a_package_that_is_not_the_expected_one_is_refused_and_nothing_is_left(w
     assert os.listdir("weights") == []
 
 
-def test_the_gallery_is_of_pictures_that_scikit_image_has(workdir, tiny_gpt2, capfd):
+def test_the_gallery_is_of_pictures_that_scikit_image_has(workdir, tiny_gpt2, capfd, monkeypatch):
     import skimage
 
     folder = Path(skimage.__file__).parent / "data"
@@ -93,11 +93,13 @@ def test_the_gallery_is_of_pictures_that_scikit_image_has(workdir, tiny_gpt2, ca
     words = f"--data train.pkl --out_dir data/real --gpt2_type {tiny_gpt2} --device cpu --prefix_length 2 --bs 3 --max_steps 1"
     assert train.main(words.split()) == 0
     os.rename("data/real/coco_prefix-000.pt", Path("data/real", real.CHECKPOINT))
+    os.rename("train.pkl", "data/real/features_train.pkl")
     real.show(Path("data/real"))
     shown = json.load(open("data/real/gallery.json"))
     assert sorted(Path(row["image_id"]).stem for row in shown) == [Path(name).stem for name in real.GALLERY]
     assert Path("data/real/gallery.png").stat().st_size > 10_000
-    assert "--rerank" not in capfd.readouterr().out
-    os.rename("train.pkl", "data/real/features_train.pkl")
-    real.show(Path("data/real"))
     assert "--rerank train --train_data data/real/features_train.pkl" in capfd.readouterr().out
+    os.remove("data/real/features_train.pkl")
+    monkeypatch.setattr(real, "run_script", lambda words: print("would run", *words))
+    real.show(Path("data/real"))
+    assert "--rerank" not in capfd.readouterr().out

@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_finite_names_its_captions_and_keeps_the_last_good_ch
     assert Path("out/coco_prefix-001.pt").read_bytes() == good
 
 
-@pytest.mark.parametrize("limit", [30_000, 400_000])
+@pytest.mark.parametrize("limit", [30_000, pytest.param(400_000, marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line_and_nothing_half_written(data, tiny_gpt2, limit):
     process = start("train.py", words(tiny_gpt2, "--epochs", "1"), limit)
     out, err = process.communicate(timeout=PATIENCE)
