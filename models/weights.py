@@ -153,8 +153,8 @@ def load_from_library(load, name, what, files=LANGUAGE_MODEL_FILES):
             ) from error
     if folder is not None:
         raise UserError(f"{folder} is a file; expected the folder of a {what} ({files}).")
-    if is_path:
-        raise UserError(f"no folder {name}; expected the folder of a {what} ({files}). Check the path.")
+    if is_path or name.count("/") > 1:  # a name on the hub is OWNER/NAME at most
+        raise UserError(f"no folder {Path(name).absolute()}; expected the folder of a {what} ({files}). Check the path.")
     try:
         return load(name, local_files_only=True)
     except UserError:

@@ -38,7 +38,9 @@ def test_a_hub_name_without_a_network_gives_one_line_that_says_what_to_do(workdi
         "clap:laion/clap-htsat-unfused": r"https://huggingface.co/laion/clap.* data/weights/laion/clap.*/, or give the path",
         "timm:vit_tiny_patch16_224": r"https://.*/model.safetensors .* data/weights/vit_tiny_patch16_224/model.safetensors",
         "open_clip:ViT-B-32/laion2b_s34b_b79k": r"https://.*/laion/.* data/weights/ViT-B-32/laion2b_s34b_b79k/open_clip_model.safetensors",
-        "hf:./nowhere": "no folder ./nowhere; expected the folder of a vision model",
+        "hf:./nowhere": "no folder /.*/nowhere; expected the folder of a vision model",
+        "timm:data/weights/nowhere": "no folder /.*/data/weights/nowhere; expected one that timm saved",
+        "hf:data/weights/nowhere": "no folder /.*/data/weights/nowhere; expected the folder of a vision model",
     }
     for name, words in places.items():
         with pytest.raises(UserError, match=words) as caught:

@@ -35,6 +35,8 @@ def build(name, pooling):
         return _build(name, f"local-dir:{folder}", folder, folder, pooling)
     if folder.exists():
         raise UserError(f"{folder} is no folder of timm's: expected config.json with an architecture, and model.safetensors.")
+    if "/" in timm_name:  # no name of timm's has one
+        raise UserError(f"no folder {folder.absolute()}; expected one that timm saved (config.json, model.safetensors). Check the path.")
     if not timm.is_model(timm_name):
         near = difflib.get_close_matches(timm_name, timm.list_models() + timm.list_models(pretrained=True), 3, 0.5)
         raise UserError(f"timm has no model {timm_name}. Near: {', '.join(near) or 'none'}; all: timm.list_models().")
