@@ -8,9 +8,12 @@ import torch
 from common import UserError
 from models.decoding_settings import settle
 from models.kv_cache import Decoder
+from models.nucleus import draw_from_nucleus
 from models.prompts import add_prompts
 from models.published.clipxgpt import decode_as_published
 from models.texts import to_text_space
+
+STOPPED_SHARE = 0.25  # of the rows: so many leave together, since what stays of the cache is copied
 
 
 @torch.inference_mode()
@@ -243,41 +246,29 @@ def _sample(gpt, prefix, entry_length, settings, seeds):
     """
     device, images, draws, rules = prefix.device, len(prefix), settings.beams, settings.rules
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    tokens = torch.zeros(images, draws, entry_length, dtype=torch.long, device=device)
-    lengths = torch.zeros(images, draws, dtype=torch.long, device=device)
-    stopped = torch.zeros(images, draws, dtype=torch.bool, device=device)
+    tokens = torch.zeros(images * draws, entry_length, dtype=torch.long, device=device)
+    lengths = torch.zeros(images * draws, dtype=torch.long, device=device)
 
     decoder = Decoder(gpt, settings.temperature, prefix.shape[1] + entry_length)
     log_probs = decoder(inputs_embeds=prefix).log_softmax(-1).repeat_interleave(draws, dim=0)  # [B · K, V]
     decoder.keep(torch.arange(images, device=device).repeat_interleave(draws))
-    scores = torch.zeros(images, draws, dtype=log_probs.dtype, device=device)
+    scores = torch.zeros(images * draws, dtype=log_probs.dtype, device=device)
+    running = torch.arange(images * draws, device=device)  # [R], the draws that are still decoded
+    stopped = torch.zeros_like(running, dtype=torch.bool)
     for step in range(entry_length):
-        uniform = torch.stack([torch.rand(draws, generator=generator) for generator in generators]).to(device)  # [B, K]
-        forbidden = rules.forbidden(log_probs, tokens[..., :step].flatten(0, 1) if step else None)
+        uniform = torch.cat([torch.rand(draws, generator=generator) for generator in generators]).to(device)  # [B · K]
+        forbidden = rules.forbidden(log_probs, tokens[running, :step] if step else None)
         allowed = log_probs if forbidden is None else log_probs.masked_fill(forbidden, -torch.inf).log_softmax(-1)
-        token = _draw_from_nucleus(allowed, settings.top_p, uniform.view(-1)).view(images, draws)  # [B, K]
-        gained = log_probs.gather(1, token.view(-1, 1)).view(images, draws)
-        scores = scores + gained.masked_fill(stopped, 0.0)
-        tokens[..., step] = token.masked_fill(stopped, 0)
-        lengths += ~stopped
+        token = draw_from_nucleus(allowed, settings.top_p, uniform[running])  # [R]
+        scores[running] += log_probs.gather(1, token[:, None]).squeeze(1).masked_fill(stopped, 0.0)
+        tokens[running, step] = token.masked_fill(stopped, 0)
+        lengths[running] += ~stopped
         stopped |= token == settings.stop
         if stopped.all() or step == entry_length - 1:
             break
-        log_probs = decoder(input_ids=token.view(-1, 1)).log_softmax(-1)
-    return tokens, lengths, scores / lengths
-
-
-def _draw_from_nucleus(log_probs, top_p, uniform):
-    """Draw one token per row from the smallest set of likeliest tokens whose probabilities reach top_p.
-
-    log_probs: [rows, V]; uniform: [rows] in [0, 1). Returns [rows] token ids.
-    """
-    probs, order = log_probs.exp().sort(dim=-1, descending=True)
-    before = probs.cumsum(-1) - probs  # [rows, V], sum over the likelier tokens
-    probs = probs.masked_fill(before >= top_p, 0.0)
-    probs[:, 0] = probs[:, 0].clamp_min(torch.finfo(probs.dtype).tiny)
-    cumulative = probs.cumsum(-1)
-    target = uniform.to(probs.dtype)[:, None] * cumulative[:, -1:]
-    place = (cumulative <= target).sum(-1, keepdim=True)
-    place = torch.minimum(place, (probs > 0).sum(-1, keepdim=True) - 1)
-    return order.gather(1, place).squeeze(1)
+        if stopped.float().mean() > STOPPED_SHARE:
+            left = ~stopped
+            decoder.keep(left.nonzero().squeeze(1))
+            running, token, stopped = running[left], token[left], stopped[left]
+        log_probs = decoder(input_ids=token[:, None]).log_softmax(-1)  # [R, V]
+    return tokens.view(images, draws, -1), lengths.view(images, draws), (scores / lengths).view(images, draws)

@@ -133,6 +133,19 @@ def test_a_temperature_of_zero_or_less_means_one():
             assert generate(model, embeddings(2), decoding=decoding, entry_length=6, temperature=temperature, **extra) == expected
 
 
+def test_draws_do_not_depend_on_those_that_stop_beside_them():
+    model = random_model(11, likely=STOP, strength=2.0)
+    pictures = embeddings(5, seed=4)
+    options = dict(decoding="sample", entry_length=12, num_captions=6, stop_token=f"t{STOP}")
+    together = generate(model, pictures, seed=3, **options)
+    lengths = {len(text.split()) for one in together for text, _ in one}
+    assert len(lengths) > 5, "all stop together"
+    for number in range(5):
+        [alone] = generate(model, pictures[[number]], seed=3 + number, **options)
+        assert [text for text, _ in alone] == [text for text, _ in together[number]]
+        assert [score for _, score in alone] == pytest.approx([score for _, score in together[number]], abs=1e-9)
+
+
 @pytest.mark.parametrize("decoding", ["beam", "greedy"])
 def test_a_caption_does_not_depend_on_the_batch_around_it(decoding):
     model = random_model(11, likely=STOP, strength=2.0)
