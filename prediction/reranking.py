@@ -1,5 +1,6 @@
 """Choice among several captions of an image (--rerank). predict.py, evaluate.py and the page share this."""
 
+import argparse
 import dataclasses
 
 from common import UserError
@@ -17,6 +18,8 @@ RERANKERS = {
 }
 WITHOUT_FILES = ("clip", "clip+score", "consensus")  # those that need nothing but captioner and encoder
 BY_CLIP = ("clip", "clip+score")  # those that need the encoder's text tower
+FOR_SAMPLES = ("clip", "train")  # those that judge a caption neither by its log-probability nor by the others
+SAMPLING = {"decoding": "sample", "temperature": 0.6, "top_p": 0.95}  # of --rerank_samples; docs/small-captioner.md measures it
 
 
 def add_rerank_option(parser):
@@ -29,6 +32,10 @@ def add_rerank_option(parser):
     group.add_argument(
         "--rerank_weight", type=float, metavar="W", help="weight W of the log-probability for --rerank clip+score (default 1)"
     )
+    group.add_argument(
+        "--rerank_samples", type=int, default=0, metavar="N",
+        help=f"captions that join the beams for --rerank {' and '.join(FOR_SAMPLES)}, drawn from the likeliest tokens, which have "
+             f"{SAMPLING['top_p']} of the probability, at temperature {SAMPLING['temperature']} (default 0)")  # fmt: skip
     return group
 
 
@@ -42,12 +49,17 @@ def check_rerank(parser, options):
         parser.error(f"--rerank_weight is {options.rerank_weight}; expected 0 or more")
     if options.rerank == "train" and not options.train_data:
         parser.error("--rerank train compares with captions of the training set; give its feature file as --train_data")
-    several = max(options.beam_size, options.num_captions)
+    if options.rerank_samples < 0:
+        parser.error(f"--rerank_samples is {options.rerank_samples}; expected 0 or more")
+    if options.rerank_samples and (options.decoding != "beam" or options.rerank not in FOR_SAMPLES):
+        rerankers = " and ".join(FOR_SAMPLES)
+        parser.error(f"--rerank_samples adds samples to the beams of --decoding beam for --rerank {rerankers}; leave it out")
+    several = max(options.beam_size, options.num_captions) + options.rerank_samples
     if options.rerank and several < 2:
         parser.error("--rerank needs several captions per image to choose from; give --beam_size 5, the number to decode")
     if options.rerank in ("consensus", "train") and several > MOST_COMPARED:
         limit = f"--rerank {options.rerank} compares at most {MOST_COMPARED} captions per image"
-        parser.error(f"{limit}; --beam_size or --num_captions is {several}")
+        parser.error(f"{limit}; --beam_size or --num_captions, and --rerank_samples, are {several}")
 
 
 def learn_from_training_set(train, options, kind, name):
@@ -82,13 +94,14 @@ def caption_and_rerank(model, embeddings, options, encoder, learned=None, return
     Args:
         model: ClipCaptionModel.
         embeddings: [N, D], as the encoder gives them; for consensus and train also [N, L, D].
-        options: as caption_all takes them. --beam_size captions per image are decoded, or --num_captions if that is more.
+        options: as caption_all takes them. --beam_size captions per image are decoded, or --num_captions if that is more, and
+            --rerank_samples drawn.
         encoder: its name, for clip and clip+score.
         learned: what learn_from_training_set returns; for consensus None will do.
         return_ended, image_ids: as caption_all takes them.
 
     Returns:
-        What caption_all returns; the scores stay mean log-probabilities.
+        What caption_all returns; the scores stay mean log-probabilities, those of a sample at its temperature.
 
     Raises:
         UserError: clip was asked for, and the encoder has no text tower or there are several embeddings per image.
@@ -101,6 +114,10 @@ def caption_and_rerank(model, embeddings, options, encoder, learned=None, return
             raise UserError(f"--rerank {options.rerank} needs one embedding per image; these images have several. Use --rerank consensus.")
         tower = require_text_tower(encoder, options.device, f"--rerank {options.rerank}")
     captions = caption_all(model, embeddings, options, max(options.beam_size, options.num_captions), return_ended, image_ids)
+    if options.rerank_samples:
+        sampling = argparse.Namespace(**{**vars(options), **SAMPLING})
+        samples = caption_all(model, embeddings, sampling, options.rerank_samples, return_ended, image_ids)
+        captions = [beams + drawn for beams, drawn in zip(captions, samples)]
     return choose_captions(captions, embeddings, options, tower, learned, image_ids)
 
 

@@ -109,16 +109,22 @@ def scripts(tiny_gpt2, workdir):
     return ["-C", "model.pt", "--data", "val.pkl", "--device", "cpu", "--entry_length", "6", "--num_captions", "5"]
 
 
-def test_predict_and_evaluate_put_the_best_judged_caption_first(scripts, workdir):
-    words = [*scripts, "--rerank", "train", "--train_data", "train.pkl"]
-    assert predict.main([*scripts, "--out", "plain.jsonl"]) == 0
+@pytest.mark.parametrize("samples", [0, 7])
+def test_predict_and_evaluate_put_the_best_judged_caption_first(scripts, workdir, samples):
+    """Among beams, or among beams and samples, which are those of predict.py --decoding sample."""
+    words = [*scripts, "--rerank", "train", "--train_data", "train.pkl", "--rerank_samples", str(samples)]
+    assert predict.main([*scripts, "--out", "beams.jsonl"]) == 0
+    sampling = ["--decoding", "sample", "--temperature", "0.6", "--top_p", "0.95", "--num_captions", str(samples or 1)]
+    assert predict.main([*scripts, *sampling, "--out", "samples.jsonl"]) == 0
     assert predict.main([*words, "--out", "chosen.json"]) == 0
     assert evaluate.main([*words, *FAST, "--out", "scores.json"]) == 0
     votes = TrainingVotes(load_features("train.pkl"), "train.pkl")
     candidates = {}
-    for line in (workdir / "plain.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        candidates.setdefault(row["image_id"], []).append(row["caption"])
+    for name in ("beams.jsonl", "samples.jsonl")[: 1 + bool(samples)]:
+        for line in (workdir / name).read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            candidates.setdefault(row["image_id"], []).append(row["caption"])
+    assert {len(texts) for texts in candidates.values()} == {5 + samples}
     judged = votes.judge(list(candidates.values()), load_features("val.pkl").clip_embedding[:3], list(candidates))
     expected = {image_id: texts[np.argmax(values.round(9))] for (image_id, texts), values in zip(candidates.items(), judged)}
     assert {row["image_id"]: row["caption"] for row in read(workdir / "chosen.json")} == expected
@@ -136,5 +142,10 @@ def test_wrong_training_sets_give_one_line(scripts, capsys):
         wrong = {"other": "embeddings of another", "several": "--pooling", "blank": "blank captions only", "no": "no.pkl"}
         for name, expected in wrong.items():
             assert expected in error_line(script.main, capsys, [*rerank, "--train_data", f"{name}.pkl"])
-        assert "at most 500" in error_line(script.main, capsys, [*rerank, "--train_data", "train.pkl", "--num_captions", "501"])
+        rerank += ["--train_data", "train.pkl"]
+        for several in (["--num_captions", "501"], ["--rerank_samples", "496"]):
+            assert "at most 500" in error_line(script.main, capsys, [*rerank, *several])
+        assert "expected 0 or more" in error_line(script.main, capsys, [*rerank, "--rerank_samples", "-1"])
+        for elsewhere in (rerank + ["--decoding", "sample"], [*scripts, "--rerank", "consensus"], scripts):
+            assert "--rerank_samples adds samples" in error_line(script.main, capsys, [*elsewhere, "--rerank_samples", "2"])
     assert "--train_data is for --rerank" in error_line(predict.main, capsys, [*scripts, "--train_data", "train.pkl"])
