@@ -29,7 +29,7 @@ PACKAGES = {  # requirement -> SHA-256 of its wheel
 RECIPE = "recipes/flickr8k_small.sh"
 CHECKPOINT = "coco_prefix_average.pt"
 DECODING = "--length_penalty 0 --beam_size 10"  # as the recipe's
-CHOICE = "--rerank train --train_data"  # likewise, before the training set's features
+CHOICE = "--rerank train --rerank_samples 20 --train_data"  # likewise, before the training set's features
 # The colour photographs of scikit-image that its documentation places in the public domain (CC0, NASA, SpaceX).
 GALLERY = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "retina.jpg", "rocket.jpg")
 

@@ -46,7 +46,7 @@ $TRAINER train.py --data ${FEATURES}_train.pkl --val_data ${FEATURES}_val.pkl --
 
 CAPTIONER="$OUT"/coco_prefix_average.pt # of the last three epochs, so that no epoch is chosen on the photographs to be scored
 python -m models.average "$OUT"/coco_prefix-[0-9]*.pt --last 3 --out "$CAPTIONER"
-DECODING="--length_penalty 0 --beam_size 10 --rerank train --train_data ${FEATURES}_train.pkl"
+DECODING="--length_penalty 0 --beam_size 10 --rerank train --rerank_samples 20 --train_data ${FEATURES}_train.pkl"
 python evaluate.py --data ${FEATURES}_val.pkl --checkpoint "$CAPTIONER" --metrics $METRICS $DECODING \
   --baseline nearest --out "$OUT"/val.json
 python predict.py --data ${FEATURES}_val.pkl --checkpoint "$CAPTIONER" $DECODING --num_captions 5 \

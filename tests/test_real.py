@@ -98,7 +98,7 @@ def test_the_gallery_is_of_pictures_that_scikit_image_has(workdir, tiny_gpt2, ca
     shown = json.load(open("data/real/gallery.json"))
     assert sorted(Path(row["image_id"]).stem for row in shown) == [Path(name).stem for name in real.GALLERY]
     assert Path("data/real/gallery.png").stat().st_size > 10_000
-    assert "--rerank train --train_data data/real/features_train.pkl" in capfd.readouterr().out
+    assert "--rerank train --rerank_samples 20 --train_data data/real/features_train.pkl" in capfd.readouterr().out
     os.remove("data/real/features_train.pkl")
     monkeypatch.setattr(real, "run_script", lambda words: print("would run", *words))
     real.show(Path("data/real"))
