@@ -26,6 +26,7 @@ class Settings:
     rerank: str | None = None
     # What the page does not ask for, as in add_decoding_options and add_rerank_option of prediction.
     rerank_weight: float | None = None
+    rerank_samples: int = 0
     entry_length: int = 67
     seed: int = 0
     stop_token: str | None = None
