@@ -128,7 +128,12 @@ def _write_csv(file, ids, names, columns, captions):
     for image, (image_id, name) in enumerate(zip(ids, names)):
         for rank in range(len(captions[0][image])):
             cells = [cell for of_checkpoint in captions for cell in of_checkpoint[image][rank]]
-            writer.writerow([image_id, name, rank + 1, *cells])
+            writer.writerow([_without_nul(cell) for cell in (image_id, name, rank + 1, *cells)])
+
+
+def _without_nul(cell):
+    """Replace NUL characters, which GPT-2 has a token for and readers of CSV refuse, by U+FFFD in a cell that is text."""
+    return cell.replace("\0", "\ufffd") if isinstance(cell, str) else cell
 
 
 def print_captions(names, columns, captions, num_captions):
