@@ -2,7 +2,8 @@
 # Goal        a captioner of real photographs from a thousand of them, on a CPU: EfficientNet-Lite2 features, a linear
 #             mapper, and SmolLM2-135M with LoRA.
 # Hardware    two CPU cores and 8 GB of memory, or PROCESSES=1 and 5 GB. 800 photographs took 25 minutes on two cores with bf16
-#             (Intel, AMX), 39 with one process on one core with bf16 (AMD), and 56 with one process on two cores without (Intel).
+#             (Intel, AMX), 39 with one process on one core with bf16 (AMD), and 56 with one process on two cores without (Intel);
+#             all before samples joined the beams, which adds some 8.
 # Data        Flickr8k, or any folder that parse_folder.py reads. Get Flickr8k with:
 #               python data/download.py flickr8k
 #             `make real PHOTOS=FOLDER` brings encoder and language model and runs this recipe. Where a hub is in reach,
